@@ -2,6 +2,7 @@
 # make test            set up, then the quick tests
 # make test-slow       set up, then the slow tests: several processes, browser, guides, commands of the pages, wheel
 # make test-fuzz       set up, then thousands of malformed inputs for every reader
+# make test-gpu        set up, then the tests that need a CUDA device
 # make lint            set up, then ruff and mypy
 # make docs            set up, then the documentation in build/site; a broken link fails
 # make wheel           set up, then the wheel in dist
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-fuzz lint docs wheel install clean
+.PHONY: demo test test-slow test-fuzz test-gpu lint docs wheel install clean
 
 demo: install
 	$(BIN)/flowportrait demo --output demo
@@ -25,9 +26,12 @@ test-slow: install
 test-fuzz: install
 	$(BIN)/python -m pytest -m fuzz --durations=10
 
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu
+
 lint: install
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks tools examples
+	$(BIN)/ruff format --check src tests benchmarks tools examples
 	$(BIN)/mypy
 
 docs: install

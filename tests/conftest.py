@@ -36,6 +36,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("data") and not FOOTAGE.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"no development footage in {FOOTAGE}: set FLOWPORTRAIT_DATA"))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         for group in required.groups(item.path.name):
             item.add_marker(group)
         if item.get_closest_marker("distributed") and not hasattr(os, "fork"):

@@ -37,7 +37,7 @@ from flowportrait.rewards.sync import MotionSyncExpert
 from tests.test_generator_live import TINY
 from tests.test_generator_live import build as tiny
 
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+CUDA = pytest.mark.gpu
 Forward = Callable[[nn.Module, torch.device], torch.Tensor]
 
 

@@ -148,7 +148,7 @@ def test_the_function_stays_a_function_whatever_was_imported_before() -> None:
     code = "import flowportrait.evaluation.benchmark, flowportrait as fp; "
     code += "print(callable(fp.evaluate), fp.evaluate.__doc__)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed.startswith("True Measure videos")
+    assert printed.startswith("True Measure the videos")
 
 
 @pytest.mark.parametrize("package", ["evaluation", "corruption"])

@@ -167,7 +167,7 @@ def as_reward(found: Any, name: str | None = None) -> Reward:
     """
     if isinstance(found, type):
         try:
-            found = found()
+            found = found.load() if hasattr(found, "load") else found()
         except TypeError as error:
             raise BadInput(
                 f"The reward {found.__name__} cannot be made without arguments ({error}): give one."

@@ -18,8 +18,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
 from flowportrait.config import at_least
 from flowportrait.errors import BadInput
 from flowportrait.media.optical_flow import FlowName, build_optical_flow
@@ -34,7 +32,7 @@ from flowportrait.rewards.consistency import (
 )
 from flowportrait.rewards.crowd import CrowdReward
 from flowportrait.rewards.face import IdentityReward, RealnessReward
-from flowportrait.rewards.interface import Reward, RewardFunction, Score, all_valid, as_reward, score_batch
+from flowportrait.rewards.interface import Reward, RewardFunction, Score, as_reward, score_batch
 from flowportrait.rewards.motion import (
     ExpressivenessReward,
     EyesReward,
@@ -173,54 +171,13 @@ def build_reward(name: str, options: RewardOptions | None = None) -> Reward:
 
         return HttpReward.at(options.elsewhere[name], name)
     if name not in REWARDS:
-        return _plugin_reward(load_plugin("rewards", name, REWARDS), name)
+        return as_reward(load_plugin("rewards", name, REWARDS), name)
     builder = REWARDS[name]
     if isinstance(builder, str):
         module, _, function = builder.partition(":")
         builder = getattr(importlib.import_module(module), function)
     reward: Reward = builder(options)
     return reward
-
-
-@dataclass(frozen=True)
-class PluginReward:
-    """A reward of another package or script, under the name by which it was requested.
-
-    Its other properties (``scope``, ``range``, ``noise``, ``retries``) are those of the wrapped reward. A function
-    without ``needs`` gets what every batch has.
-    """
-
-    name: str
-    reward: Callable[[RewardBatch], Score | torch.Tensor]
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Return what the reward reads of a batch."""
-        return frozenset(getattr(self.reward, "needs", ("motion", "mel")))
-
-    def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__") or attribute == "reward":
-            raise AttributeError(attribute)
-        return getattr(self.reward, attribute)
-
-    def __call__(self, batch: RewardBatch) -> Score:
-        """Score every sample of the batch."""
-        result = self.reward(batch)
-        return all_valid(result) if isinstance(result, torch.Tensor) else result
-
-
-def _plugin_reward(plugin: Any, name: str) -> Reward:
-    """Return a plugin, which is a class, an object or a function, as a reward.
-
-    Raises:
-        BadInput: it cannot be called with a batch.
-    """
-    if isinstance(plugin, type):
-        reward_class: Any = plugin
-        plugin = reward_class.load() if hasattr(reward_class, "load") else reward_class()
-    if not callable(plugin):
-        raise BadInput(f"The reward {name!r} cannot be called: give a class or function that takes a batch.")
-    return PluginReward(name, plugin)
 
 
 def reward_noise_key(reward: Any) -> str:
@@ -309,8 +266,7 @@ class CompositeReward:
 
         Args:
             rewards: weights by reward (see ``RewardReference``), or rewards with a weight of 1 each. A weight of
-            zero leaves
-                the reward out.
+                zero leaves the reward out.
             options: settings of the rewards of this package.
 
         Raises:

@@ -27,9 +27,9 @@ from flowportrait.adapters.loading import GeneratorAdapter, as_generator, load_p
 from flowportrait.config import override, save, to_dict
 from flowportrait.errors import BadInput
 from flowportrait.models.arflow import SHIPPED_CHECKPOINTS, ARFlow
-from flowportrait.plugins import is_reference, load_reference, plugin_names
+from flowportrait.plugins import is_reference, plugin_names
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.interface import Reward, Score, all_valid
+from flowportrait.rewards.interface import Reward
 from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.config import PostTrainConfig
 from flowportrait.rl.loop import Callback, HeldOutEvaluation, TrainingLoop
@@ -244,34 +244,7 @@ def build_composite(rewards: RewardsLike) -> CompositeReward:
     Raises:
         BadInput: there is no reward of that name.
     """
-    if isinstance(rewards, CompositeReward):
-        return rewards
-    if isinstance(rewards, Mapping):
-        return CompositeReward.of(rewards)
-    parts = [_to_reward(reward) for reward in rewards]
-    return CompositeReward(tuple(parts), {reward.name: 1.0 for reward in parts})
-
-
-def _to_reward(reward: Any) -> Reward:
-    if isinstance(reward, str) and is_reference(reward):
-        reward = load_reference(reward)
-    if isinstance(reward, str):
-        return CompositeReward.of({reward: 1.0}).rewards[0]
-    if isinstance(reward, type):
-        reward = reward()
-    return reward if hasattr(reward, "name") else _FunctionReward(reward)
-
-
-class _FunctionReward:
-    """A plain function of a batch as a reward. It needs nothing, unless the function has an attribute ``needs``."""
-
-    def __init__(self, function: Callable[[RewardBatch], Any]) -> None:
-        self.function = function
-        self.name = function.__name__
-        self.needs: frozenset[str] = getattr(function, "needs", frozenset())
-
-    def __call__(self, batch: RewardBatch) -> Score:
-        return all_valid(self.function(batch))
+    return rewards if isinstance(rewards, CompositeReward) else CompositeReward.of(rewards)
 
 
 def resolve_recipe(recipe: str | Path, changes: Sequence[str] = ()) -> PostTrainConfig:

@@ -26,7 +26,7 @@ from flowportrait.corruption import corruptions
 from flowportrait.media.faces import FaceTracker
 from flowportrait.media.image import read_image
 from flowportrait.portraitgen.detectors import FaceView, find_face, find_framed_face
-from flowportrait.portraitgen.measured import DetectorLimits, FramedFaces
+from flowportrait.portraitgen.measured_judge import DetectorLimits, FramedFaces
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,10 @@ from rich.table import Table
 from flowportrait.data.motion_dataset import load_motion_clips
 from flowportrait.flow import guidance as inversion
 from flowportrait.flow.kernels import flow_sde_kernel
-from flowportrait.flow.paths import VelocityField, noise_schedule, solve_ode
+from flowportrait.flow.schedules import VelocityField, noise_schedule, solve_ode
 from flowportrait.models.arflow import load_generator
-from flowportrait.portraitgen.measured import FramedFaces
-from flowportrait.portraitgen.portrait_flow import PortraitFlow, frames_to_pictures
+from flowportrait.portraitgen.measured_judge import FramedFaces
+from flowportrait.portraitgen.still_flow import PortraitFlow, frames_to_pictures
 from flowportrait.rl.task import SpeechItem, SpeechPrompts, TalkingTask, draw_prompts
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -36,7 +36,7 @@ from flowportrait.judges.build import PANEL_METHODS, JudgeReward
 from flowportrait.judges.client import ChatClient
 from flowportrait.judges.clips import JudgedClip
 from flowportrait.judges.learning import ExpertToggles, LabelledPair, learn_library, measure_agreement
-from flowportrait.judges.measured import (
+from flowportrait.judges.measured_panel import (
     EXPERTS,
     SCALES_FILE,
     Experts,

@@ -31,7 +31,7 @@ from flowportrait.corruption import CORRUPTIONS
 from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.judges.clips import JudgedClip
 from flowportrait.judges.learning import measure_agreement
-from flowportrait.judges.measured import EXPERTS, Experts, MeasuredPanel, PoseCappedJudge
+from flowportrait.judges.measured_panel import EXPERTS, Experts, MeasuredPanel, PoseCappedJudge
 from flowportrait.judges.rubric import CLIP_ASPECTS, Aspect, RubricLibrary
 from flowportrait.judges.sanity import CLIP_CASES, corrupt_clip
 from flowportrait.judges.verdicts import Judge

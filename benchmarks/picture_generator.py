@@ -36,7 +36,7 @@ from flowportrait.errors import BadInput
 from flowportrait.evaluation.lip_sync import measure_sync
 from flowportrait.evaluation.networks import load_evaluation_networks
 from flowportrait.flow.noise import keyed_noise
-from flowportrait.flow.paths import noise_schedule, solve_ode
+from flowportrait.flow.schedules import noise_schedule, solve_ode
 from flowportrait.media.crop import sample_crop
 from flowportrait.media.faces import FaceTracker
 from flowportrait.media.image import read_image

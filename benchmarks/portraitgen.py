@@ -39,8 +39,8 @@ from flowportrait.errors import BadInput
 from flowportrait.evaluation.comparison import frechet_distance
 from flowportrait.evaluation.networks import load_evaluation_networks
 from flowportrait.evaluation.statistics import bootstrap_mean, holm_correction, mcnemar_test, signed_rank_p
-from flowportrait.portraitgen.measured import DetectorLimits, FramedFaces, MeasuredStills
-from flowportrait.portraitgen.portrait_flow import (
+from flowportrait.portraitgen.measured_judge import DetectorLimits, FramedFaces, MeasuredStills
+from flowportrait.portraitgen.still_flow import (
     PortraitFlow,
     find_framed_faces,
     frames_to_pictures,

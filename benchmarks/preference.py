@@ -22,7 +22,7 @@ from rich.table import Table
 
 from flowportrait.corruption import HELD_OUT_MOTION_CORRUPTIONS, MOTION_CORRUPTIONS
 from flowportrait.data.motion_dataset import MotionClip, load_motion_clips
-from flowportrait.flow.paths import interpolate
+from flowportrait.flow.schedules import interpolate
 from flowportrait.models.arflow import load_generator
 from flowportrait.preferences.clips import PairObjective, PreferenceBatch
 from flowportrait.preferences.dataset import DIMENSIONS

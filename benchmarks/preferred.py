@@ -26,7 +26,7 @@ from rich.progress import track
 
 from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.judges.learning import NO_OPINION_BAND
-from flowportrait.judges.measured import MeasuredPanel
+from flowportrait.judges.measured_panel import MeasuredPanel
 from flowportrait.judges.rubric import ASPECT_WEIGHTS, CLIP_ASPECTS
 from flowportrait.media.audio import read_audio
 from flowportrait.media.video import iter_frames

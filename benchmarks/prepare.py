@@ -27,8 +27,9 @@ from pathlib import Path
 import numpy as np
 
 from flowportrait.data.corpus import FaceClip, SourceVideo, corpus_records
-from flowportrait.data.extract import MIN_SYNC_FRAMES, QualityGates, extract_clips, sync_margin
+from flowportrait.data.extract import extract_clips
 from flowportrait.data.prepare import PreparationConfig, prepare_corpus, prepare_video
+from flowportrait.data.quality_gates import MIN_SYNC_FRAMES, QualityGates, sync_margin
 from flowportrait.media.faces import FaceTracker
 from flowportrait.media.video import iter_frames
 

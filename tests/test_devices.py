@@ -25,7 +25,7 @@ from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.enhancer import Isolator, load_enhancer
 from flowportrait.models.patch_flow import PatchFlow, PatchFlowConfig
 from flowportrait.models.sampler import ChunkSampler, sample_from_mel, sample_motion
-from flowportrait.portraitgen.portrait_flow import PortraitFlow
+from flowportrait.portraitgen.still_flow import PortraitFlow
 from flowportrait.preferences.latent_reward import LatentReward
 from flowportrait.preferences.reward_model import MotionReward
 from flowportrait.rendering.retouch import MouthWindows, RetouchNet, example_windows

@@ -11,12 +11,12 @@ import torch
 
 from flowportrait.errors import BadInput
 from flowportrait.flow.noise import NoiseKey
-from flowportrait.flow.paths import noise_schedule, solve_ode
+from flowportrait.flow.schedules import noise_schedule, solve_ode
 from flowportrait.rendering.motion_filters import join_chunks
 from flowportrait.rewards.interface import Score, all_valid
 from flowportrait.rl.config import Recipe
 from flowportrait.rl.credit import BatchCredit, CreditConfig, credit_batch
-from flowportrait.rl.methods import TEACHER, Teacher, mask_teacher_better
+from flowportrait.rl.method_stages import TEACHER, Teacher, mask_teacher_better
 from flowportrait.rl.objectives.interface import Advantage
 from flowportrait.rl.objectives.matching import Distil
 from flowportrait.rl.objectives.ratio import ClippedRatio

@@ -22,7 +22,7 @@ from flowportrait.judges.build import JudgeSettings, build_judge, build_judge_wi
 from flowportrait.judges.calibration import Calibration
 from flowportrait.judges.clips import JudgedClip
 from flowportrait.judges.learning import LabelledPair, RuleEditor, learn_library
-from flowportrait.judges.measured import Experts, MeasuredPanel, PoseCappedJudge
+from flowportrait.judges.measured_panel import Experts, MeasuredPanel, PoseCappedJudge
 from flowportrait.judges.methods import PairChoices, compare_pairs
 from flowportrait.judges.panel import Panel, PanelSettings
 from flowportrait.judges.questions import AcceptReply, JudgeKind, Ledger, Question, ReplyCache
@@ -31,8 +31,8 @@ from flowportrait.judges.rubric import RubricLibrary
 from flowportrait.judges.sanity import require_certificate
 from flowportrait.judges.verdicts import Judge
 from flowportrait.portraitgen.judging import OMNI_DIMENSIONS, STILL_SUBJECT
-from flowportrait.portraitgen.measured import MeasuredStills
-from flowportrait.portraitgen.portrait_flow import STILL_ASPECTS, Still
+from flowportrait.portraitgen.measured_judge import MeasuredStills
+from flowportrait.portraitgen.still_flow import STILL_ASPECTS, Still
 from flowportrait.preferences.dataset import Label
 from flowportrait.rewards.batch import Failure
 

@@ -23,7 +23,7 @@ from flowportrait.flow.kernels import (
     ode_kernel,
 )
 from flowportrait.flow.noise import _USES, NoiseKey, NoiseUse, keyed_noise, mix_seed
-from flowportrait.flow.paths import (
+from flowportrait.flow.schedules import (
     interpolate,
     iterate_transitions,
     noise_schedule,

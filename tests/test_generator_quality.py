@@ -16,7 +16,7 @@ from flowportrait.data.motion_dataset import MotionClip
 from flowportrait.errors import BadInput
 from flowportrait.flow.kernels import KERNELS
 from flowportrait.flow.noise import NoiseKey
-from flowportrait.flow.paths import noise_schedule, solve_ode
+from flowportrait.flow.schedules import noise_schedule, solve_ode
 from flowportrait.models.arflow import ARFlow
 from flowportrait.models.flow_matching import RolloutHistory, approach_real_motion, join_speaker_clips
 from flowportrait.models.patch_flow import LatentClip, PatchFlow, PatchFlowConfig, decode_patches, latents_to_patches

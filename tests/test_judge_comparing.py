@@ -31,7 +31,7 @@ from flowportrait.judges.learning import (
     split_pairs,
     wilson_interval,
 )
-from flowportrait.judges.measured import (
+from flowportrait.judges.measured_panel import (
     EXPERTS,
     Experts,
     HeadPose,

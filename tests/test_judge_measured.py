@@ -8,7 +8,7 @@ import torch
 from tools.fit_judge_scales import monotone
 
 from flowportrait.judges.build import JudgeReward, JudgeSettings, build_judge, certificate_folders
-from flowportrait.judges.measured import EXPERTS, Experts, MeasuredPanel, Steadiness, concatenate_batches
+from flowportrait.judges.measured_panel import EXPERTS, Experts, MeasuredPanel, Steadiness, concatenate_batches
 from flowportrait.judges.rubric import CLIP_ASPECTS
 from flowportrait.judges.sanity import require_certificate
 from flowportrait.rewards.batch import Failure, RewardBatch

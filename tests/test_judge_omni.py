@@ -12,7 +12,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from flowportrait.errors import BadInput
 from flowportrait.judges.clips import clip_input
-from flowportrait.judges.omni import ANSWER_OPENING, NO_REASONS_TEXT, OmniBackend, OmniSettings, build_omni_inputs
+from flowportrait.judges.local_model import (
+    ANSWER_OPENING,
+    NO_REASONS_TEXT,
+    OmniBackend,
+    OmniSettings,
+    build_omni_inputs,
+)
 from flowportrait.judges.panel import CLIP_SUBJECT, Panel, PanelSettings
 from flowportrait.judges.questions import Question
 from tests.test_judge_client import clip

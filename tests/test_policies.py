@@ -19,7 +19,7 @@ from flowportrait.adapters.pipeline import ADAPTER_FILES, PipelineGenerator
 from flowportrait.adapters.policy import GeneratorPolicy, GeneratorTask, Item
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
-from flowportrait.flow.paths import noise_schedule, shift_levels
+from flowportrait.flow.schedules import noise_schedule, shift_levels
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Score, all_valid
 from flowportrait.rewards.registry import CompositeReward

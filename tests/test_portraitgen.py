@@ -21,7 +21,7 @@ from flowportrait.cli import main
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.statistics import holm_correction, mcnemar_test
 from flowportrait.flow import guidance as inversion
-from flowportrait.flow.paths import noise_schedule
+from flowportrait.flow.schedules import noise_schedule
 from flowportrait.judges.answers import read_still_grade
 from flowportrait.judges.client import ChatClient
 from flowportrait.judges.messages import Endpoint, MediaFormats, message_parts
@@ -36,7 +36,7 @@ from flowportrait.portraitgen import taxonomy
 from flowportrait.portraitgen.benchmark import compare_bench_results
 from flowportrait.portraitgen.detectors import ARTEFACTS, ARTEFACTS_BY_NAME, FaceView, find_face
 from flowportrait.portraitgen.judging import OMNI_DIMENSIONS, STILL_SANITY, STILL_SUBJECT, StillReward
-from flowportrait.portraitgen.measured import (
+from flowportrait.portraitgen.measured_judge import (
     DetectorLimits,
     FramedFaces,
     MeasuredStills,
@@ -44,7 +44,7 @@ from flowportrait.portraitgen.measured import (
     frame_photos,
     reward_and_grade,
 )
-from flowportrait.portraitgen.portrait_flow import PictureSpace, PortraitFlow, PortraitFlowConfig, Still, still_batch
+from flowportrait.portraitgen.still_flow import PictureSpace, PortraitFlow, PortraitFlowConfig, Still, still_batch
 from flowportrait.portraitgen.task import PortraitTask, pool
 from flowportrait.rewards.batch import Failure, RewardBatch
 from flowportrait.rewards.interface import Score, all_valid

@@ -31,7 +31,7 @@ from flowportrait.preferences.synthetic_pairs import (
     generate_clips,
 )
 from flowportrait.rewards.sync import MotionSyncExpert
-from flowportrait.training.descend import minimize
+from flowportrait.training.optimize import minimize
 
 SYNC = DIMENSIONS.index("sync")
 CHUNKS = HISTORY_CHUNKS + 3

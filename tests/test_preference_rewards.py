@@ -16,8 +16,8 @@ from flowportrait.media.write_video import write_video
 from flowportrait.preferences.build_pairs import build_pairs_from_damage, damage_strength, read_judge_scores
 from flowportrait.preferences.dataset import DIMENSIONS, PAIRS_FILE, Label, PreferenceDataset
 from flowportrait.preferences.inspection import inspect_pairs
+from flowportrait.preferences.preference_rewards import SCORE_CAP
 from flowportrait.preferences.reward_model import MotionReward, window_starts
-from flowportrait.preferences.rewards import SCORE_CAP
 from flowportrait.preferences.synthetic_pairs import WINDOW_FRAMES
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import score_batch

@@ -15,7 +15,7 @@ from flowportrait.errors import BadInput
 from flowportrait.media.write_video import write_video
 from flowportrait.preferences.clips import FramesAudioClip
 from flowportrait.preferences.dataset import DIMENSIONS, Label, PreferenceDataset, PreferencePair
-from flowportrait.preferences.rewards import SCORE_CAP
+from flowportrait.preferences.preference_rewards import SCORE_CAP
 from flowportrait.preferences.vlm_reward import (
     VL_FAMILIES,
     VlmReward,

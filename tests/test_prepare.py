@@ -31,15 +31,10 @@ from flowportrait.data.corpus import (
     write_shards,
 )
 from flowportrait.data.corpus_report import write_corpus_report
-from flowportrait.data.extract import (
-    ClipQuality,
-    QualityGates,
-    extract_clips,
-    first_failed_gate,
-    longest_usable_clip,
-    track_faces,
-)
+from flowportrait.data.extract import extract_clips, longest_usable_clip
+from flowportrait.data.face_tracks import track_faces
 from flowportrait.data.prepare import PreparationConfig, prepare_video
+from flowportrait.data.quality_gates import ClipQuality, QualityGates, first_failed_gate
 from flowportrait.errors import BadInput
 from flowportrait.media.video import CutDetector, iter_frames
 from flowportrait.media.write_video import write_video
@@ -325,7 +320,7 @@ def write(path: Path, frames: list[np.ndarray], audio: np.ndarray) -> Path:
 
 @pytest.mark.data
 def test_the_sound_of_another_sentence_is_rejected() -> None:
-    from flowportrait.data.extract import sync_margin
+    from flowportrait.data.quality_gates import sync_margin
 
     data = Path(os.environ["FLOWPORTRAIT_DATA"])
     rows = [line.split("\t") for line in (data / "split.tsv").read_text().splitlines()[1:]]

@@ -29,7 +29,7 @@ from flowportrait.models.backbone import GeneratorConfig
 from flowportrait.models.flow_matching import DrawBatch, FlowMatchingLearner, learning_rate_factor
 from flowportrait.models.pretrain import PretrainConfig, pretrain
 from flowportrait.models.training_clips import save_clips
-from flowportrait.training.descend import MAX_SKIPPED_STEPS, minimize
+from flowportrait.training.optimize import MAX_SKIPPED_STEPS, minimize
 from flowportrait.training.state import latest_state, read_full_weights
 
 TINY = GeneratorConfig(

@@ -11,7 +11,7 @@ import torch
 
 from flowportrait.flow.kernels import flow_sde_kernel, gaussian_kl, log_ratio, longcat_sde_kernel
 from flowportrait.flow.noise import NoiseKey
-from flowportrait.flow.paths import noise_schedule
+from flowportrait.flow.schedules import noise_schedule
 from flowportrait.rewards.interface import Score
 from flowportrait.rewards.registry import RewardWeights
 from flowportrait.rl.allocation import Allocation

@@ -19,7 +19,7 @@ from flowportrait.models.arflow import ARFlow
 from flowportrait.rl.allocation import Allocation, select_best_and_worst
 from flowportrait.rl.collection import ScoredRollouts
 from flowportrait.rl.config import Recipe
-from flowportrait.rl.methods import HistoryRouting
+from flowportrait.rl.method_stages import HistoryRouting
 from flowportrait.rl.objectives.interface import Advantage, Loss, LossInputs, noised_points
 from flowportrait.rl.objectives.matching import NFT, RWR
 from flowportrait.rl.objectives.preference import DPO, best_worst_pairs

@@ -6,7 +6,7 @@ import torch
 
 from flowportrait.rendering.motion_basis import BLINK, HEAD
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.crowd import CROWD_WINDOW_FRAMES, QUANTILES, CrowdReward, window_statistics
+from flowportrait.rewards.motion_distribution import CROWD_WINDOW_FRAMES, QUANTILES, CrowdReward, window_statistics
 from flowportrait.rewards.registry import build_reward
 
 

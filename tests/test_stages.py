@@ -20,7 +20,7 @@ from flowportrait.rl import trainer as trainer_module
 from flowportrait.rl.collection import ScoredRollouts
 from flowportrait.rl.config import PostTrainConfig
 from flowportrait.rl.credit import BatchCredit
-from flowportrait.rl.methods import Teacher
+from flowportrait.rl.method_stages import Teacher
 from flowportrait.rl.objectives.interface import Advantage
 from flowportrait.rl.objectives.ratio import ClippedRatio
 from flowportrait.rl.plan import OdePlan

@@ -17,7 +17,7 @@ from skimage.data import astronaut
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
 from flowportrait.flow.guidance import guided_velocity
-from flowportrait.flow.paths import noise_schedule, solve_ode
+from flowportrait.flow.schedules import noise_schedule, solve_ode
 from flowportrait.media.portrait import Portrait
 from flowportrait.models.conditioning import GuidanceContext, RewardSteering, ordered_weights
 from flowportrait.models.sampler import GenerationSession

@@ -18,7 +18,7 @@ from flowportrait.judges.answers import CHOICE_FORMAT, THOUGHTS_FORMAT, grade_fo
 from flowportrait.judges.learning import read_labelled_pairs
 from flowportrait.judges.replies import Reply, UnusableReply
 from flowportrait.portraitgen.judging import STILL_SUBJECT
-from flowportrait.portraitgen.portrait_flow import Still
+from flowportrait.portraitgen.still_flow import Still
 from flowportrait.preferences.clips import PreferenceBatch
 from flowportrait.preferences.dataset import (
     ASPECTS,

@@ -28,7 +28,7 @@ from flowportrait.corruption.clips import Footage, stretch_head
 from flowportrait.errors import BadInput
 from flowportrait.files import write_json
 from flowportrait.judges.clips import JudgedClip
-from flowportrait.judges.measured import HeadPose, Knots, Steadiness, concatenate_batches
+from flowportrait.judges.measured_panel import HeadPose, Knots, Steadiness, concatenate_batches
 from flowportrait.judges.sanity import corrupt_clip
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import score_batch

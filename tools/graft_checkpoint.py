@@ -21,13 +21,13 @@ import torch
 
 from flowportrait.data.motion_dataset import TRAINING_SPLITS, WindowSampler
 from flowportrait.errors import BadInput
-from flowportrait.flow.paths import interpolate
+from flowportrait.flow.schedules import interpolate
 from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.flow_matching import PretrainConfig, latent_loss_weight
 from flowportrait.models.training_clips import extract_features, load_clips, with_lip_targets
 from flowportrait.rendering.motion_basis import LOWER_FACE, MOTION_DIM
-from flowportrait.training.descend import minimize
 from flowportrait.training.distributed import use_deterministic_algorithms
+from flowportrait.training.optimize import minimize
 
 FRAMES, BATCH = 48, 16
 LEARNING_RATE = 3e-4

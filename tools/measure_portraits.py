@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 
 from flowportrait.files import write_json
-from flowportrait.portraitgen.measured import FramedFaces, fit_limits, frame_corpus_faces
+from flowportrait.portraitgen.measured_judge import FramedFaces, fit_limits, frame_corpus_faces
 
 if __name__ == "__main__":
     if len(sys.argv) == 4:

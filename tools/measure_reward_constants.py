@@ -42,7 +42,7 @@ from flowportrait.media.write_video import write_video
 from flowportrait.models.arflow import load_generator
 from flowportrait.rendering.motion_basis import BLINK
 from flowportrait.rendering.renderer import MotionCodec
-from flowportrait.rewards import crowd
+from flowportrait.rewards import motion_distribution as crowd
 from flowportrait.rewards.batch import REWARD_CROP_SIDE as RENDERED
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.consistency import FaceFeatureSimilarity, PerceptualReward, SharpnessReward, TemporalReward

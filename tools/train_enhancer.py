@@ -37,7 +37,7 @@ from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.enhancer import CLEAN_DB, Enhancer
 from flowportrait.models.speech_encoder import SILENT_MEL
 from flowportrait.models.training_clips import NOISE_DB, add_reverberation, babble_noise, coloured_noise, rms_level
-from flowportrait.training.descend import GuardedStep
+from flowportrait.training.optimize import GuardedStep
 
 FRAMES, BATCH = 76, 12
 SPEED = (0.85, 1.2)

@@ -30,7 +30,7 @@ from flowportrait.models.sampler import sample_chunks
 from flowportrait.models.speech_encoder import STYLE_LIPS
 from flowportrait.models.training_clips import extract_features, load_clips, with_lip_targets
 from flowportrait.rendering.motion_basis import BROWS, LOWER_FACE
-from flowportrait.training.descend import GuardedStep
+from flowportrait.training.optimize import GuardedStep
 
 FRAMES, BATCH = 28, 32
 LEARNING_RATE = 2e-2

@@ -31,7 +31,7 @@ from flowportrait.media.video import iter_frames
 from flowportrait.rendering.face_regions import outline_mask
 from flowportrait.rendering.mouth import FEATURE_COUNT, HIDDEN_UNITS, LAYER_COUNT, MouthModel, mouth_features
 from flowportrait.rendering.mouth_geometry import MouthFrame, skin_colour
-from flowportrait.training.descend import GuardedStep
+from flowportrait.training.optimize import GuardedStep
 
 _MIN_OPENING = 0.035
 """Opening in eye distances from which on a mouth is used."""

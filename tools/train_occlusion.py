@@ -30,7 +30,7 @@ from flowportrait.media.faces import FaceTracker
 from flowportrait.media.image import read_image
 from flowportrait.media.occlusion import CELL_PIXELS, OCCLUSION_MODEL_PATH, OCCLUSION_VIEW, OcclusionNet
 from flowportrait.media.video import iter_frames
-from flowportrait.training.descend import GuardedStep
+from flowportrait.training.optimize import GuardedStep
 
 STORED_VIEW = CanonicalView(
     OCCLUSION_VIEW.left - 0.35,

@@ -28,12 +28,12 @@ from rich.progress import track
 from flowportrait.data.corpus import FaceClip
 from flowportrait.errors import BadInput
 from flowportrait.files import atomic_write
-from flowportrait.flow.paths import interpolate, target_velocity
+from flowportrait.flow.schedules import interpolate, target_velocity
 from flowportrait.models.arflow import load_generator
 from flowportrait.models.patch_flow import PATCH_SIDE, LatentClip, PatchFlow, PatchFlowConfig, encode_clip
 from flowportrait.rendering.vae_codec import TinyAutoencoder, VaeCodec
 from flowportrait.terminal import StopRequest
-from flowportrait.training.descend import GuardedStep
+from flowportrait.training.optimize import GuardedStep
 
 FRAMES = 72
 """Number of frames of a clip that are used."""

@@ -19,10 +19,10 @@ import torch
 from rich.progress import track
 
 from flowportrait.config import at_least
-from flowportrait.flow.paths import interpolate, target_velocity
-from flowportrait.portraitgen.measured import FramedFaces
-from flowportrait.portraitgen.portrait_flow import PictureSpace, PortraitFlow, PortraitFlowConfig, frames_to_pictures
-from flowportrait.training.descend import GuardedStep
+from flowportrait.flow.schedules import interpolate, target_velocity
+from flowportrait.portraitgen.measured_judge import FramedFaces
+from flowportrait.portraitgen.still_flow import PictureSpace, PortraitFlow, PortraitFlowConfig, frames_to_pictures
+from flowportrait.training.optimize import GuardedStep
 
 _MIRRORED = torch.tensor([-1.0, 1.0, 1.0, 1.0, 1.0])
 """Signs of the attributes under mirroring; only the yaw changes."""

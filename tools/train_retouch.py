@@ -25,7 +25,7 @@ from torch import Tensor
 
 from flowportrait.rendering.mouth_geometry import WINDOW_HEIGHT, WINDOW_WIDTH
 from flowportrait.rendering.retouch import MouthWindows, RetouchNet
-from flowportrait.training.descend import GuardedStep
+from flowportrait.training.optimize import GuardedStep
 
 # --- Loss ------------------------------------------------------------------------------------------------------------
 

@@ -48,8 +48,8 @@ from flowportrait.evaluation.lip_sync import PixelSyncExpert
 from flowportrait.files import atomic_write, write_json
 from flowportrait.rewards.sync import MotionSyncExpert as MotionExpert
 from flowportrait.rewards.sync import lower_face_motion
-from flowportrait.training.descend import GuardedStep
 from flowportrait.training.joint_embedding import JointEmbedding
+from flowportrait.training.optimize import GuardedStep
 
 SPAN = 6
 """Number of windows over which similarities are averaged."""

@@ -28,7 +28,7 @@ from flowportrait.config import parse_setting
 from flowportrait.data.prompts import Prompt, read_prompts
 from flowportrait.errors import BadInput
 from flowportrait.flow.noise import keyed_noise
-from flowportrait.flow.paths import solve_ode
+from flowportrait.flow.schedules import solve_ode
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import FPS

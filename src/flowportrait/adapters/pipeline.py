@@ -35,7 +35,7 @@ from flowportrait.adapters.recorded_calls import (
 )
 from flowportrait.errors import BadInput
 from flowportrait.flow.noise import keyed_noise
-from flowportrait.flow.paths import noise_schedule, schedule_shift, shift_levels, solve_ode
+from flowportrait.flow.schedules import noise_schedule, schedule_shift, shift_levels, solve_ode
 from flowportrait.media.image import read_image
 from flowportrait.rendering.vae_codec import VaeCodec, VideoLatents
 from flowportrait.rl.rollout import map_tensors

@@ -216,7 +216,7 @@ def run_learn(options: JudgeLearnOptions) -> dict[str, Any]:
     start = RubricLibrary.load(settings.library) if settings.library else None
     propose: Proposer
     if settings.by == "measured":
-        from flowportrait.judges.measured import EXPERTS, Experts
+        from flowportrait.judges.measured_panel import EXPERTS, Experts
 
         backend, start = None, start or RubricLibrary(EXPERTS)
         propose = ExpertToggles(tuple(Experts.load().scales))

@@ -15,7 +15,7 @@ from flowportrait.terminal import waiting
 class PrepareOptions:
     """Turn videos into a training corpus, or look at one."""
 
-    configuration: ClassVar[str] = "flowportrait.data.extract:QualityGates"
+    configuration: ClassVar[str] = "flowportrait.data.quality_gates:QualityGates"
     inputs: Inputs = ()
     """Footage: videos or folders."""
     output: OptionalPath = None
@@ -55,8 +55,8 @@ def run(options: PrepareOptions) -> dict[str, Any]:
     check_output_folder(options.output)
     with waiting("starting"):
         from flowportrait.config import override
-        from flowportrait.data.extract import QualityGates
         from flowportrait.data.prepare import PreparationConfig, prepare_corpus
+        from flowportrait.data.quality_gates import QualityGates
 
     plan = PreparationConfig(
         options.layout,

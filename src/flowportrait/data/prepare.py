@@ -39,7 +39,8 @@ from flowportrait.data.corpus import (
     read_records,
     write_shards,
 )
-from flowportrait.data.extract import QualityGates, extract_clips
+from flowportrait.data.extract import extract_clips
+from flowportrait.data.quality_gates import QualityGates
 from flowportrait.errors import BadInput
 from flowportrait.files import atomic_write
 from flowportrait.media.video import FPS, iter_frames

@@ -1,6 +1,7 @@
 """Guide a velocity field with the gradient of a reward, and invert a sampler from data back to noise.
 
-Both work on the straight path of ``flow.paths``: the first part changes the velocity, the second walks it backwards.
+Both work on the straight path of ``flow.schedules``: the first part changes the velocity, the second walks it
+backwards.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from flowportrait.flow.paths import VelocityField, interpolate
+from flowportrait.flow.schedules import VelocityField, interpolate
 
 # --- Reward guidance -------------------------------------------------------------------------------------------------
 #

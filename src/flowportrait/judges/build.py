@@ -24,9 +24,9 @@ from flowportrait.errors import BadInput
 from flowportrait.files import write_json
 from flowportrait.judges.calibration import Calibration
 from flowportrait.judges.clips import JudgedClip, clips_from_batch
+from flowportrait.judges.local_model import OmniSettings
 from flowportrait.judges.messages import Endpoint
 from flowportrait.judges.methods import ComparingPanel, LocatingPanel, ThinkingPanel
-from flowportrait.judges.omni import OmniSettings
 from flowportrait.judges.panel import Panel, PanelSettings
 from flowportrait.judges.questions import Backend, Ledger, ReplyCache, judge_cache_folder
 from flowportrait.judges.rubric import (
@@ -105,7 +105,7 @@ def build_judge(settings: JudgeSettings | None = None) -> Judge:
     )
     if not settings.pose:
         return judge
-    from flowportrait.judges.measured import PoseCappedJudge
+    from flowportrait.judges.measured_panel import PoseCappedJudge
 
     return PoseCappedJudge(judge)
 
@@ -125,7 +125,7 @@ def build_judge_with_library(settings: JudgeSettings, library: RubricLibrary, ba
         return build_plugin_judge(settings, "clips")
     calibration = Calibration.load(settings.calibration) if settings.calibration else None
     if settings.by == "measured":
-        from flowportrait.judges.measured import Experts, MeasuredPanel
+        from flowportrait.judges.measured_panel import Experts, MeasuredPanel
 
         return MeasuredPanel(Experts.load().with_library(library), calibration)
     cache = ReplyCache(settings.storage_folder / "answers")
@@ -166,7 +166,7 @@ def build_judge_backend(settings: JudgeSettings) -> Backend:
 
         return ChatClient(settings.endpoint, Ledger(settings.storage_folder / "ledger.jsonl"))
     if settings.by == "omni":
-        from flowportrait.judges.omni import OmniBackend
+        from flowportrait.judges.local_model import OmniBackend
 
         return OmniBackend.from_pretrained(settings.omni)
     raise BadInput(f"The judge {settings.by!r} has no model: set by=server or by=omni.")

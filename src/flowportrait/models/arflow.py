@@ -29,7 +29,7 @@ from torch import nn
 from flowportrait.devices import Device, place_network, read_weights
 from flowportrait.errors import BadInput
 from flowportrait.files import write_json, write_text, write_weights
-from flowportrait.flow.paths import VelocityField
+from flowportrait.flow.schedules import VelocityField
 from flowportrait.media.mel import MELS_PER_FRAME, N_MELS
 from flowportrait.models import model_card
 from flowportrait.models.backbone import STYLE_DIM, Backbone, ChunkSpace, FlowHead, GeneratorConfig

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from flowportrait.data.extract import face_thumbnail
+from flowportrait.data.face_tracks import face_thumbnail
 from flowportrait.data.motion_dataset import MotionClip
 from flowportrait.devices import read_weights
 from flowportrait.errors import BadInput
 from flowportrait.flow.guidance import guided_velocity
-from flowportrait.flow.paths import VelocityField, solve_ode
+from flowportrait.flow.schedules import VelocityField, solve_ode
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.models.arflow import ARFlow, SpeechCondition

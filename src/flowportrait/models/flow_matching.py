@@ -26,13 +26,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from flowportrait.config import at_least
 from flowportrait.data.motion_dataset import MotionClip, WindowSampler
 from flowportrait.errors import BadInput
-from flowportrait.flow.paths import interpolate, noise_schedule, solve_ode, target_velocity
+from flowportrait.flow.schedules import interpolate, noise_schedule, solve_ode, target_velocity
 from flowportrait.models.arflow import ARFlow, SpeechCondition
 from flowportrait.models.backbone import ChunkSpace, GeneratorConfig
 from flowportrait.rendering.motion_basis import BROWS, HEAD, LOWER_FACE, MOTION_DIM
-from flowportrait.training.descend import GuardedStep
 from flowportrait.training.distributed import full_weights, gradient_sync
 from flowportrait.training.learner import Learner, Weights
+from flowportrait.training.optimize import GuardedStep
 from flowportrait.training.state import latest_state, load_into_learner, read_full_weights, read_state
 
 # --- Settings ----------------------------------------------------------------------------------------------------

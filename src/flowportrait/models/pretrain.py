@@ -50,7 +50,6 @@ from flowportrait.models.training_clips import (
     with_lip_targets,
 )
 from flowportrait.terminal import StopRequest
-from flowportrait.training.descend import GuardedStep
 from flowportrait.training.distributed import (
     all_gather_object,
     create_tracking_accelerator,
@@ -58,6 +57,7 @@ from flowportrait.training.distributed import (
     use_deterministic_algorithms,
 )
 from flowportrait.training.held_out import measure_portrait_samples
+from flowportrait.training.optimize import GuardedStep
 from flowportrait.training.state import remove_states, write_state
 
 # --- Initial weights ---------------------------------------------------------------------------------------------

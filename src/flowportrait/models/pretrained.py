@@ -127,7 +127,7 @@ class VisionTower(nn.Module):
         super().__init__()
         from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-        from flowportrait.judges.omni import OmniInputs
+        from flowportrait.judges.local_model import OmniInputs
 
         config = tower.config
         self.tower = tower.requires_grad_(False)

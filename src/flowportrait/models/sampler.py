@@ -34,7 +34,7 @@ from flowportrait.devices import Device, onnx_providers
 from flowportrait.errors import BadInput
 from flowportrait.files import atomic_write, write_json
 from flowportrait.flow.noise import keyed_noise
-from flowportrait.flow.paths import noise_schedule, solve_ode
+from flowportrait.flow.schedules import noise_schedule, solve_ode
 from flowportrait.media.mel import MELS_PER_FRAME, N_MELS
 from flowportrait.models.arflow import ARFlow, SpeechCondition
 from flowportrait.models.backbone import CachedLayer, KeyValueCache

@@ -27,7 +27,7 @@ from flowportrait.media.image import read_image
 from flowportrait.plugins import is_reference, load_reference
 from flowportrait.portraitgen.detectors import ARTEFACTS, ATTRIBUTES, prompt_agreement
 from flowportrait.portraitgen.judging import StillJudge
-from flowportrait.portraitgen.portrait_flow import PortraitFlow, Still, pictures_to_frames
+from flowportrait.portraitgen.still_flow import PortraitFlow, Still, pictures_to_frames
 from flowportrait.portraitgen.taxonomy import PROMPT_SET_VERSION, TAXONOMY, BenchPrompt, prompts_digest
 from flowportrait.terminal import progress
 

@@ -11,7 +11,8 @@
     │    ───     │   │
     └────────────┘  ─┘
 
-A small picture does not show every detail, so the limits of ``portraitgen.measured`` are known per size; details that
+A small picture does not show every detail, so the limits of ``portraitgen.measured_judge`` are known per size;
+details that
 only a larger picture shows are left to a judge that looks at the whole picture. The parts in order: finding and
 framing a face, its attributes, the artefact detectors and general quality, the catalogue of artefacts, and the
 agreement of a picture with its prompt.
@@ -201,7 +202,8 @@ def cheek_mask(shape: tuple[int, int], landmarks: np.ndarray) -> np.ndarray:
 #     crossed      difference of the irises' places in their eyes  teeth       L* of the brightest of the mouth − skin
 #     proportions  largest |z| of six ratios of the face
 #
-# Larger values are worse; None means that a detector does not apply. ``portraitgen.measured`` holds the limits beyond
+# Larger values are worse; None means that a detector does not apply. ``portraitgen.measured_judge`` holds the
+# limits beyond
 # which a value is an artefact.
 
 Detector = Callable[[FaceView], float | None]
@@ -413,7 +415,7 @@ ARTEFACTS: tuple[Artefact, ...] = (
     Artefact("blocks", "picture", "squares from compression", jpeg_blockiness),
 )
 """The artefacts of generated portraits. ``proportions``, ``missing_face`` and ``second_face`` have no detector here,
-because they are measured in ``portraitgen.measured``, where real faces are known."""
+because they are measured in ``portraitgen.measured_judge``, where real faces are known."""
 
 ARTEFACTS_BY_NAME = {artefact.name: artefact for artefact in ARTEFACTS}
 """The artefacts of the catalogue by name."""

@@ -44,8 +44,8 @@ from flowportrait.judges.sanity import KnownDamage, SanitySet, require_certifica
 from flowportrait.judges.verdicts import AspectVerdict, ItemJudge
 from flowportrait.media.image import read_image
 from flowportrait.portraitgen.detectors import ARTEFACTS, ARTEFACTS_BY_NAME
-from flowportrait.portraitgen.measured import MeasuredStills
-from flowportrait.portraitgen.portrait_flow import STILL_ASPECTS, Still, StillBatch, find_batch_faces
+from flowportrait.portraitgen.measured_judge import MeasuredStills
+from flowportrait.portraitgen.still_flow import STILL_ASPECTS, Still, StillBatch, find_batch_faces
 from flowportrait.rendering.face_regions import EYES, OUTER_LOWER, OUTER_UPPER
 from flowportrait.rewards.batch import Failure, RewardBatch
 from flowportrait.rewards.interface import Score, score_with_failures

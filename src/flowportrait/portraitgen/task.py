@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from flowportrait.flow.noise import mix_seed
-from flowportrait.portraitgen.measured import LARGE_SIDE, FramedFaces
-from flowportrait.portraitgen.portrait_flow import (
+from flowportrait.portraitgen.measured_judge import LARGE_SIDE, FramedFaces
+from flowportrait.portraitgen.still_flow import (
     AttributeCondition,
     PortraitFlow,
     StillBatch,

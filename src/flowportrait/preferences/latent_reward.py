@@ -33,7 +33,7 @@ from flowportrait.corruption import MOTION_CORRUPTIONS
 from flowportrait.devices import Device, cached_per_device, place_network, read_weights
 from flowportrait.errors import BadInput
 from flowportrait.files import write_json, write_weights
-from flowportrait.flow.paths import interpolate
+from flowportrait.flow.schedules import interpolate
 from flowportrait.models.arflow import ARFlow
 from flowportrait.models.backbone import ChunkSpace, FlowHead
 from flowportrait.models.speech_encoder import N_LIPS
@@ -47,7 +47,7 @@ from flowportrait.preferences.synthetic_pairs import (
 )
 from flowportrait.rendering.motion_basis import EXPRESSION, LOWER_FACE, MOTION_DIM
 from flowportrait.rewards.sync import MotionSyncExpert
-from flowportrait.training.descend import ProgressReport, minimize, report_nothing
+from flowportrait.training.optimize import ProgressReport, minimize, report_nothing
 
 # --- Model ---
 

@@ -47,7 +47,7 @@ from flowportrait.preferences.dataset import DIMENSIONS, PreferenceDataset
 from flowportrait.preferences.synthetic_pairs import WINDOW_FRAMES, DamagedPairSampler
 from flowportrait.rendering.motion_basis import EXPRESSION, MOTION_DIM
 from flowportrait.rewards.sync import MotionSyncExpert
-from flowportrait.training.descend import ProgressReport, minimize, report_nothing
+from flowportrait.training.optimize import ProgressReport, minimize, report_nothing
 
 # --- Model ---
 

@@ -29,15 +29,15 @@ from torch import nn
 from flowportrait.config import at_least, load, save
 from flowportrait.errors import BadInput
 from flowportrait.files import atomic_write
-from flowportrait.judges.omni import OMNI_MODEL_CLASSES as OMNI_FAMILIES
-from flowportrait.judges.omni import OmniInputs, build_omni_inputs
+from flowportrait.judges.local_model import OMNI_MODEL_CLASSES as OMNI_FAMILIES
+from flowportrait.judges.local_model import OmniInputs, build_omni_inputs
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.mel import log_mel, normalize_loudness
 from flowportrait.preferences.clips import FramesAudioClip, PairObjective, pair_loss, read_frames_and_audio
 from flowportrait.preferences.dataset import DIMENSIONS, Aspect, PreferenceDataset, PreferencePair
 from flowportrait.terminal import StopRequest
-from flowportrait.training.descend import GuardedStep
 from flowportrait.training.lora import LoraSettings, insert_adapters
+from flowportrait.training.optimize import GuardedStep
 
 # --- Inputs ---
 

@@ -30,7 +30,6 @@ from flowportrait.rewards.consistency import (
     TemporalReward,
     build_similarity,
 )
-from flowportrait.rewards.crowd import CrowdReward
 from flowportrait.rewards.face import IdentityReward, RealnessReward
 from flowportrait.rewards.interface import Reward, RewardFunction, Score, as_reward, score_batch
 from flowportrait.rewards.motion import (
@@ -41,6 +40,7 @@ from flowportrait.rewards.motion import (
     SmoothnessReward,
     TremorReward,
 )
+from flowportrait.rewards.motion_distribution import CrowdReward
 from flowportrait.rewards.relative import SelfConfidenceReward
 from flowportrait.rewards.sync import LipSyncReward
 
@@ -93,7 +93,7 @@ WEIGHTED_REWARDS: dict[str, RewardBuilder] = {
 
 def _preference_builder(name: str) -> RewardBuilder:
     def build_preference(options: RewardOptions) -> Reward:
-        from flowportrait.preferences.rewards import load_latent_preference, load_preference_reward
+        from flowportrait.preferences.preference_rewards import load_latent_preference, load_preference_reward
 
         if name == "latent_preference":
             return load_latent_preference(options.latent_preference)

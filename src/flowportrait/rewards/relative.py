@@ -10,7 +10,7 @@ from itertools import combinations
 import torch
 
 from flowportrait.flow.noise import keyed_noise
-from flowportrait.flow.paths import interpolate, predict_noise
+from flowportrait.flow.schedules import interpolate, predict_noise
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Failure, Score, all_valid, measurement_noises, score_with_failures
 

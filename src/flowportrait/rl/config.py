@@ -22,7 +22,7 @@ from flowportrait.flow.noise import NOISE_KEY_VERSION
 from flowportrait.rewards.registry import RewardWeights
 from flowportrait.rl.allocation import Allocation
 from flowportrait.rl.credit import CreditConfig
-from flowportrait.rl.methods import Exemplars, HistoryRouting, Teacher
+from flowportrait.rl.method_stages import Exemplars, HistoryRouting, Teacher
 from flowportrait.rl.objectives.interface import FIXED_ROLES, Objective
 from flowportrait.rl.objectives.ratio import ClippedRatio
 from flowportrait.rl.offline_data import OfflineDataConfig

@@ -26,7 +26,7 @@ from torch import nn
 from flowportrait.config import at_least
 from flowportrait.errors import BadInput
 from flowportrait.flow.noise import mix_seed
-from flowportrait.flow.paths import noise_schedule
+from flowportrait.flow.schedules import noise_schedule
 
 # --- Forks and noise sources ---
 #

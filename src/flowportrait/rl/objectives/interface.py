@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 
 from flowportrait.flow.noise import NoiseKey
-from flowportrait.flow.paths import interpolate, target_velocity
+from flowportrait.flow.schedules import interpolate, target_velocity
 from flowportrait.rl.rollout import EvaluationPoints, Trajectory
 
 Reduce = Literal["sum", "mean"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from flowportrait.config import at_least
 from flowportrait.flow.noise import NoiseKey
-from flowportrait.flow.paths import predict_data
+from flowportrait.flow.schedules import predict_data
 from flowportrait.rl.objectives.interface import Loss, LossInputs, noised_points
 from flowportrait.rl.rollout import EvaluationPoints, Trajectory
 

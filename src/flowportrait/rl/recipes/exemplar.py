@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flowportrait.rl.config import PostTrainConfig
-from flowportrait.rl.methods import Exemplars
+from flowportrait.rl.method_stages import Exemplars
 from flowportrait.rl.objectives.preference import DPO
 from flowportrait.rl.objectives.ratio import AWM
 from flowportrait.rl.plan import OdePlan

@@ -6,7 +6,7 @@ from flowportrait.rewards.registry import RewardWeights
 from flowportrait.rl.allocation import Allocation
 from flowportrait.rl.config import PostTrainConfig
 from flowportrait.rl.credit import CreditConfig
-from flowportrait.rl.methods import HistoryRouting
+from flowportrait.rl.method_stages import HistoryRouting
 from flowportrait.rl.objectives.ratio import KVPO, ClippedRatio, SequenceRatio
 from flowportrait.rl.plan import OdePlan
 from flowportrait.rl.recipes.card import Card

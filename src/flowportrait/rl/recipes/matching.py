@@ -5,7 +5,7 @@ from __future__ import annotations
 from flowportrait.rewards.registry import RewardWeights
 from flowportrait.rl.allocation import Allocation
 from flowportrait.rl.config import PostTrainConfig
-from flowportrait.rl.methods import Teacher
+from flowportrait.rl.method_stages import Teacher
 from flowportrait.rl.objectives.matching import NFT, RWR, Distil
 from flowportrait.rl.objectives.ratio import AWM
 from flowportrait.rl.plan import OdePlan

@@ -54,7 +54,7 @@ from flowportrait.portraitgen.detectors import (
     jpeg_blockiness,
     picture_quality,
 )
-from flowportrait.portraitgen.portrait_flow import STILL_ASPECTS, Still
+from flowportrait.portraitgen.still_flow import STILL_ASPECTS, Still
 from flowportrait.rewards.batch import Failure
 
 # --- Framed faces of real footage

@@ -1,5 +1,4 @@
-"""Stages of the built-in methods: real clips in groups, exploration through the history, distillation from a
-teacher."""
+"""Stages of the built-in methods: real clips in groups, exploration through the history, and distillation."""
 
 from __future__ import annotations
 

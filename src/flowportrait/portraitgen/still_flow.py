@@ -27,7 +27,7 @@ from flowportrait.config import from_dict
 from flowportrait.devices import Device, place_network, read_weights
 from flowportrait.errors import BadInput
 from flowportrait.files import atomic_write, write_json
-from flowportrait.flow.paths import noise_schedule, solve_ode
+from flowportrait.flow.schedules import noise_schedule, solve_ode
 from flowportrait.media.faces import N_BLENDSHAPES, FaceTracker
 from flowportrait.media.mel import MELS_PER_FRAME, N_MELS
 from flowportrait.portraitgen.detectors import ATTRIBUTES, FaceView, find_face, find_framed_face

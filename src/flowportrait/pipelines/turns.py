@@ -22,7 +22,6 @@ from dataclasses import dataclass
 import av
 import numpy as np
 import torch
-from scipy.ndimage import maximum_filter1d, uniform_filter1d
 
 from flowportrait.media.audio import SAMPLE_RATE, Sound
 from flowportrait.media.mel import SAMPLES_PER_FRAME, loudness_gain, normalize_loudness
@@ -109,6 +108,9 @@ def _owner_weight(levelled: np.ndarray) -> np.ndarray:
     padded = np.zeros((NUM_SPEAKERS, frames * SAMPLES_PER_FRAME))
     padded[:, : levelled.shape[1]] = levelled
     loudness = np.sqrt((padded.reshape(NUM_SPEAKERS, frames, -1) ** 2).mean(2))
+    # Imported here: it takes an eighth of a second, and one speaker needs none of it.
+    from scipy.ndimage import maximum_filter1d
+
     nearby_peak = maximum_filter1d(loudness, _COMPARISON_FRAMES, axis=1) + _MIN_LOUDNESS
     is_owner = (nearby_peak >= _CROSSTALK * nearby_peak[::-1]).repeat(SAMPLES_PER_FRAME, axis=1)
     # Fade over 40 ms where a track is muted or unmuted, because a hard cut would click.
@@ -168,6 +170,8 @@ class ListeningBehaviour:
         """
         rng = np.random.default_rng(self.seed)
         listening = (other > 0) & (own == 0)
+        from scipy.ndimage import uniform_filter1d
+
         share = torch.from_numpy(uniform_filter1d(listening.astype(np.float32), _FADE_FRAMES))[:, None]
         result = motion.clone()
         result[:, HEAD] *= 1 - 0.5 * share

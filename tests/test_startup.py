@@ -87,6 +87,12 @@ def test_an_animator_is_ready_without_what_only_training_and_judging_need(tmp_pa
     assert not found & NOT_TO_GET_READY
 
 
+def test_signing_and_marking_a_video_loads_no_statistics() -> None:
+    found = imported_by("import flowportrait.provenance.publish, flowportrait.pipelines.turns")
+    assert "flowportrait.provenance.watermark" in found
+    assert not found & {"scipy.stats", "scipy.ndimage", "scipy.optimize"}
+
+
 def test_animate_makes_a_video_where_the_packages_of_other_commands_are_not_installed(tmp_path: Path) -> None:
     Image.fromarray(astronaut()[:400, 60:400]).save(tmp_path / "a.png")
     wave = 0.2 * np.sin(np.arange(6400) * 0.06)

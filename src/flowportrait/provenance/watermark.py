@@ -19,7 +19,6 @@ from itertools import islice
 
 import cv2
 import numpy as np
-from scipy.stats import norm
 
 from flowportrait.media.video import map_in_order
 
@@ -298,6 +297,9 @@ def _threshold(places: int) -> float:
 
     That is a third of ``FALSE_ALARM_RATE``, since there are three searches.
     """
+    # Imported here: it takes a third of a second, and putting a watermark into frames needs none of it.
+    from scipy.stats import norm
+
     return float(norm.isf(FALSE_ALARM_RATE / 3 / places))
 
 

@@ -208,6 +208,17 @@ def test_stopped_in_the_middle_nothing_half_written_stays(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_ctrl_c_while_a_string_is_executed_still_ends_with_130(tmp_path: Path) -> None:
+    (tmp_path / "interrupted.py").write_text(
+        "import sys, flowportrait.cli as cli\n"
+        "cli._run = lambda arguments: exec('raise KeyboardInterrupt')\n"
+        "sys.exit(cli.main(['animate']))\n"
+    )
+    ended = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 130
+    assert ended.stderr == "Interrupted; nothing half-written was left behind.\n"
+
+
 @pytest.mark.slow
 def test_the_program_writes_one_json_object_and_keeps_standard_error_clean(files: Path, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "me.png"), astronaut()[:300, 60:360, ::-1])

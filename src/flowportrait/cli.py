@@ -122,6 +122,9 @@ def _main(arguments: Sequence[str]) -> int:
         log(sentence)
         return 2
     except KeyboardInterrupt:
+        # Where Ctrl-C comes while a string is executed (dataclasses do so on import), ``python -m`` would remember it
+        # as unhandled and end by the signal instead of the exit code; executing another string clears that.
+        exec("")
         log("Interrupted; nothing half-written was left behind.")
         return 130
 

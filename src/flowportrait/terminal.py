@@ -136,10 +136,13 @@ def progress(items: Iterable[Item], total: int | None, doing: str = "drawing") -
         total: their number, None where it is unknown.
         doing: what is being done, shown beside the bar.
     """
+    console = error_console()
+    if not console.is_terminal:
+        yield from items
+        return
     from rich.progress import track
 
-    console = error_console()
-    yield from track(items, doing, total, console=console, transient=True, disable=not console.is_terminal)
+    yield from track(items, doing, total, console=console, transient=True)
 
 
 @contextlib.contextmanager

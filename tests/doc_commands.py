@@ -6,7 +6,8 @@ import re
 import shlex
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 FENCE = re.compile(r"^```[a-z]*\n(.*?)^```", re.S | re.M)
 INDENTED = re.compile(r"^    +((?:.*\\\n)*.*)$", re.M)

@@ -12,8 +12,10 @@ from PIL import Image
 from scipy.io import wavfile
 from skimage.data import astronaut
 
+from tests import ROOT, TESTS
+
 RATE = 16_000
-ROOT = Path(__file__).parents[1]
+
 SMALL = ("--crop", "--size", "256")
 
 CASES: dict[str, tuple[str, ...]] = {
@@ -48,7 +50,7 @@ CASES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Options of ``flowportrait animate`` by case; ``kept.json`` and ``kept.csv`` are performances written before."""
 
-DATA = Path(__file__).parent / "data" / "v0.1-end"
+DATA = TESTS / "data" / "v0.1-end"
 """Where runs are started: with prompts and a tiny generator."""
 
 FEW = ("groups=2", "group_size=4", "frames=16", "render_size=64", "seed=3", "learning_rate=0.002", "checkpoint_every=2")

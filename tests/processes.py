@@ -38,7 +38,7 @@ from flowportrait.rl.trainer import Trainer
 from flowportrait.training.learner import SlowCopy
 from flowportrait.training.lora import LoraSettings
 from flowportrait.training.state import read_state, write_checkpoint, write_state
-from tests.test_generator import TINY
+from tests.models.test_generator import TINY
 
 RECIPE = Recipe(
     "tiny", groups=2, group_size=4, frames=28, plan=AllSteps(steps=3), learning_rate=1e-3, eta=0.7, grad_clip=0.1,
@@ -209,8 +209,8 @@ def resume(folder: Path, processes: int) -> None:
 def every_recipe(folder: Path, processes: int) -> None:
     """One step of each, cut to the tiny policy; after one step, the first moment is a tenth of the gradient."""
     from flowportrait.rl.recipes import CARDS, find_recipe
-    from tests.test_posttrain import trainer as with_real_clips
-    from tests.test_recipes import small
+    from tests.rl.test_posttrain import trainer as with_real_clips
+    from tests.rl.test_recipes import small
 
     found = {}
     for name in CARDS:

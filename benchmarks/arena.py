@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from contestants import SMALL
-from unseen import test_clips
+from material import choice_clips as test_clips
 
 from flowportrait.config import override
 from flowportrait.data.corpus import FaceClip

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from arena import SIZE
+from material import choice_clips as test_clips
 from rich.progress import track
-from unseen import test_clips
 
 from flowportrait.data.corpus import FaceClip
 from flowportrait.evaluation.measure import measure_video

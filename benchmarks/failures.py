@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from arena import SIZE
 from figures import SYNC
+from material import choice_clips as test_clips
 from over_runs import number
 from rich.console import Console
 from rich.progress import track
 from skimage.data import astronaut
-from unseen import test_clips
 
 from flowportrait.evaluation.measure import measure_video
 from flowportrait.evaluation.metrics import MetricRow

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from material import headline_clips as headline
 from preference_material import rate
 from preference_motion import differences, factor, speech
-from unseen import headline
 
 from flowportrait.evaluation.comparison import compare_systems, metric_values
 from flowportrait.evaluation.measure import measure_video

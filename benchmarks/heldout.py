@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from material import headline_clips as headline
 from rich.progress import track
-from unseen import headline
 
 from flowportrait.corruption.motion import loudness_driven_jaw, negative_controls
 from flowportrait.evaluation.api import evaluate

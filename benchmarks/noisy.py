@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from arena import SIZE
 from figures import ECS, LER, SYNC
+from material import choice_clips as test_clips
 from noisereduce import reduce_noise
 from over_runs import number
 from results import write
 from rich.console import Console
 from rich.progress import track
 from scipy.signal import fftconvolve
-from unseen import test_clips
 
 from flowportrait.evaluation.measure import measure_video
 from flowportrait.evaluation.statistics import bootstrap_mean

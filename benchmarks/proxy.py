@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from arena import SIZE
+from material import choice_clips as test_clips
 from rich.progress import track
-from unseen import test_clips
 
 from flowportrait.evaluation.lip_sync import SHORT_MAX_OFFSET, PixelSyncExpert, sync_from_embeddings
 from flowportrait.evaluation.statistics import bootstrap_mean

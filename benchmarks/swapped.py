@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from arena import SIZE
+from material import choice_clips as test_clips
+from material import headline_clips as headline
 from proxy import judge
 from rich.progress import track
-from unseen import headline, test_clips
 
 from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.media.image import read_image

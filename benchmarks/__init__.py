@@ -1,0 +1,1 @@
+"""Measurements of this package: one runner, ``python -m benchmarks``, and one schema of results, ``record.py``."""

@@ -1,6 +1,6 @@
 """What measurements are made on: clips of ``dev`` speakers, portraits, and voices without a video.
 
-Everything that is chosen (a recipe, a setting) is chosen on ``choice_clips``; what is claimed of the shipped checkpoints
+Everything that is chosen (a recipe, a setting) is chosen on ``choice_clips``; what is claimed of shipped checkpoints
 is measured on ``headline_clips``, which nothing is chosen on.
 """
 

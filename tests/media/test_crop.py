@@ -144,8 +144,11 @@ def test_a_face_that_is_not_there_is_bad_input(face: int) -> None:
 def test_the_yaw_of_a_turned_face_is_read_from_its_eyes(angle: float, roll: float) -> None:
     level = astronaut().landmarks.copy()
     level = level @ Rotation.from_euler("y", face_yaw(level), degrees=True).as_matrix().T
-    turn = Rotation.from_euler("zy", [roll, -angle], degrees=True).as_matrix()
-    assert face_yaw(level @ turn.T) == pytest.approx(angle, abs=12)
+    turned_then_rolled = Rotation.from_euler("yz", [-angle, roll], degrees=True).as_matrix()
+    assert face_yaw(level @ turned_then_rolled.T) == pytest.approx(angle, abs=1)
+    # A head that is tilted before it turns shows a little less of the turn: its eye line is no longer level.
+    tilted_then_turned = Rotation.from_euler("zy", [roll, -angle], degrees=True).as_matrix()
+    assert face_yaw(level @ tilted_then_turned.T) == pytest.approx(angle, abs=12 if abs(angle) < 60 else 20)
 
 
 def found_as(monkeypatch: pytest.MonkeyPatch, landmarks: np.ndarray) -> None:

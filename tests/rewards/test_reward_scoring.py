@@ -19,7 +19,9 @@ from flowportrait.rewards.interface import (
     score_batch,
     score_with_failures,
 )
+from flowportrait.rewards.registry import build_reward
 from flowportrait.rewards.relative import PairwiseWinReward
+from flowportrait.rl.config import PostTrainConfig
 
 GROUP = torch.tensor([0, 0, 0, 1, 1, 1])
 
@@ -168,3 +170,23 @@ def test_a_selection_shares_what_has_been_drawn() -> None:
     assert drawn == [(0, 3), (5,)]
     assert list(part.unseen) == [0]
     assert part.transcript == ["e", "b"]
+
+
+def test_random_scores_depend_on_the_sample_alone_and_are_uniform() -> None:
+    motion = torch.randn(400, 8, 30, generator=torch.Generator().manual_seed(0))
+    reward = build_reward("random")
+    values = reward(RewardBatch(motion, torch.zeros(400, 32, 80))).value
+    assert torch.equal(values.flip(0), reward(RewardBatch(motion.flip(0), torch.zeros(400, 32, 80))).value)
+    assert abs(float(values.mean()) - 0.5) < 0.05
+    assert abs(float(values.std()) - 12**-0.5) < 0.03
+    other = build_reward("random_eyes")(RewardBatch(motion, torch.zeros(400, 32, 80))).value
+    assert abs(float(torch.corrcoef(torch.stack([values, other]))[0, 1])) < 0.15
+
+
+def test_the_random_control_keeps_weights_and_regions() -> None:
+    config = PostTrainConfig.from_recipe("nft-regions")
+    control = config.with_random_rewards()
+    assert sum(control.rewards.by_name().values()) == pytest.approx(sum(config.rewards.by_name().values()))
+    assert control.rewards.by_name() == pytest.approx({"random_mouth": 1.05, "random_eyes": 0.4, "random_head": 0.4})
+    assert control.allocation.regions == {"random_mouth": "mouth", "random_eyes": "eyes", "random_head": "head"}
+    assert PostTrainConfig.from_recipe("flow-grpo").with_random_rewards().rewards.by_name() == {"random": 1.0}

@@ -53,6 +53,8 @@ class PostTrainOptions:
     """Load that pipeline's weights in bfloat16."""
     start: str = "sft"
     """Checkpoint to start from."""
+    random_rewards: Flag = False
+    """Control: replace every reward by random scores, to see what the method changes by itself."""
     resume: Flag = False
     """Go on with the run in --output."""
     track: OptionalText = None
@@ -98,9 +100,10 @@ def run(options: PostTrainOptions) -> dict[str, Any]:
     if not options.policy:
         checkpoint_folder(options.start)
     iterations = [] if options.iterations is None else [f"iterations={options.iterations}"]
+    config = resolve_recipe(options.recipe, [*options.set, *iterations])
     trainer = PostTrainer(
         options.policy or options.start,
-        config=resolve_recipe(options.recipe, [*options.set, *iterations]),
+        config=config.with_random_rewards() if options.random_rewards else config,
         train_prompts=options.prompts,
         eval_prompts=options.held_out,
         output_dir=options.output,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,6 +42,7 @@ from flowportrait.rewards.motion import (
     TremorReward,
 )
 from flowportrait.rewards.motion_distribution import CrowdReward
+from flowportrait.rewards.random import RANDOM_REWARDS, RandomReward
 from flowportrait.rewards.relative import SelfConfidenceReward
 from flowportrait.rewards.sync import LipSyncReward
 
@@ -125,9 +127,14 @@ JUDGE_REWARDS: dict[str, str] = {
 }
 """Judges as rewards. The function that builds one is imported when it is needed, since judges are made of rewards."""
 
+
+def _random_builder(name: str, _: RewardOptions) -> Reward:
+    return RandomReward(name)
+
+
 REWARDS: dict[str, RewardBuilder | str] = {
     **WEIGHTED_REWARDS, **{name: _preference_builder(name) for name in PREFERENCE_REWARDS}, **JUDGE_REWARDS,
-    **PART_REWARDS,
+    **PART_REWARDS, **{name: partial(_random_builder, name) for name in RANDOM_REWARDS},
 }  # fmt: skip
 """All rewards of the package and those that were registered. Strings are ``module:function``."""
 
@@ -242,6 +249,11 @@ class RewardWeights:
         for name, share in (shares if self.judge_by == MEASURED_JUDGE else {self.judge_by: 1.0}).items():
             weights[name] = weights.get(name, 0.0) + self.judge * share
         return {name: weight for name, weight in weights.items() if weight > 0}
+
+    @classmethod
+    def only(cls, weights: Mapping[str, float]) -> Self:
+        """Return weights of the named rewards; all others are zero."""
+        return cls(judge=0.0, perceptual=0.0, temporal=0.0, other=dict(weights))
 
 
 # --- The rewards of a run ---

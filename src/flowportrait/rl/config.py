@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from flowportrait.config import at_least, merge, replace_settings, upgrade_keys
 from flowportrait.errors import BadInput
 from flowportrait.flow.kernels import KERNELS
 from flowportrait.flow.noise import NOISE_KEY_VERSION
+from flowportrait.rewards.random import RANDOM_REWARDS
 from flowportrait.rewards.registry import RewardWeights
 from flowportrait.rl.allocation import Allocation
 from flowportrait.rl.credit import CreditConfig
@@ -140,6 +141,20 @@ class PostTrainConfig:
             BadInput: unknown recipe, unknown key, or a value that does not fit its field.
         """
         return replace_settings(find_recipe(recipe), settings)
+
+    def with_random_rewards(self) -> PostTrainConfig:
+        """Return the control of this configuration: the same weights, and random scores instead of every reward.
+
+        What a run with it changes is the drift of the method, not something learned from rewards. Rewards of the same
+        latent region become one random reward of that region.
+        """
+        weights: dict[str, float] = {}
+        for reward, weight in self.rewards.by_name().items():
+            name = f"random_{self.allocation.regions.get(reward)}"
+            name = name if name in RANDOM_REWARDS else RANDOM_REWARDS[0]
+            weights[name] = weights.get(name, 0.0) + weight
+        regions = {name: name.removeprefix("random_") for name in weights if name != RANDOM_REWARDS[0]}
+        return replace(self, rewards=RewardWeights.only(weights), allocation=Allocation(regions=regions))
 
     @classmethod
     def from_json(cls, path: Path) -> PostTrainConfig:

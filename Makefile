@@ -5,7 +5,7 @@
 # make test-gpu        set up, then the tests that need a CUDA device
 # make lint            set up, then ruff and mypy
 # make docs            set up, then the documentation in build/site; a broken link fails
-# make wheel           set up, then the wheel in dist
+# make wheel           set up, then the wheels of the code and of the weights in dist
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -39,18 +39,19 @@ docs: install
 
 wheel: install
 	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_wheel('dist')"
+	cd weights && ../$(BIN)/python -c "from setuptools import build_meta; build_meta.build_wheel('../dist')"
 
 install: $(READY)
 
 # The lock constrains what plain pip resolves. The index of torch's own builds comes in by PIP_EXTRA_INDEX_URL, which
 # `make` leaves alone: https://download.pytorch.org/whl/cpu spares a machine without a GPU several gigabytes.
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock pyproject.toml weights/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c requirements.lock torch
-	$(BIN)/pip install --quiet -c requirements.lock -e '.[all,dev]'
+	$(BIN)/pip install --quiet -c requirements.lock -e ./weights -e '.[all,dev]'
 	$(BIN)/pip check
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo build dist
+	rm -rf $(VENV) demo build dist weights/build

@@ -32,13 +32,13 @@ from tools.fit_judge_scales import damage_head, speakers_clips, stack_landmarks
 
 from flowportrait.corruption import CORRUPTIONS, corruptions
 from flowportrait.corruption.clips import freeze_eyes
+from flowportrait.files import shipped_weights
 from flowportrait.judges.build import PANEL_METHODS, JudgeReward
 from flowportrait.judges.client import ChatClient
 from flowportrait.judges.clips import JudgedClip
 from flowportrait.judges.learning import ExpertToggles, LabelledPair, learn_library, measure_agreement
 from flowportrait.judges.measured_panel import (
     EXPERTS,
-    SCALES_FILE,
     Experts,
     HeadPose,
     MeasuredPanel,
@@ -57,7 +57,7 @@ from flowportrait.rewards.interface import Reward, score_batch
 from flowportrait.rewards.remote import HttpReward
 
 ROWS = 16
-CERTIFICATES = SCALES_FILE.parent / "checked"
+CERTIFICATES = shipped_weights("judge/checked")
 
 
 def rate(reward: Reward, batches: list[RewardBatch]) -> float:

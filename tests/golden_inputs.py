@@ -16,6 +16,9 @@ from tests import ROOT, TESTS
 
 RATE = 16_000
 
+SOURCES = os.pathsep.join(str(ROOT / folder) for folder in ("src", "weights"))
+"""``PYTHONPATH`` with the packages of this checkout."""
+
 SMALL = ("--crop", "--size", "256")
 
 CASES: dict[str, tuple[str, ...]] = {
@@ -110,10 +113,10 @@ def write_inputs(folder: Path, seconds: float = 1.2) -> None:
 
 
 def run_command(
-    folder: Path, *words: str, stdin: bytes | None = None, source: str | Path = ROOT / "src"
+    folder: Path, *words: str, stdin: bytes | None = None, source: str = SOURCES
 ) -> subprocess.CompletedProcess[bytes]:
-    """``flowportrait WORDS`` with the package in ``source``, as a process of its own in ``folder``."""
-    environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
+    """``flowportrait WORDS`` with ``source`` as ``PYTHONPATH``, as a process of its own in ``folder``."""
+    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-m", "flowportrait", *words], cwd=folder, env=environment, input=stdin, capture_output=True,
         check=False,

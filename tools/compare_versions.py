@@ -2,8 +2,8 @@
 
     python tools/compare_versions.py --against CHECKOUT [--rounds 6] [--seconds 6] [--only photo nft live …] [--list]
 
-Both are driven from the command line, in processes of their own with ``CHECKOUT/src`` on ``PYTHONPATH``, and compared
-by the files that they write, so that modules may have moved between them:
+Both are driven from the command line, in processes of their own with ``CHECKOUT/src`` and ``CHECKOUT/weights`` on
+``PYTHONPATH``, and compared by the files that they write, so that modules may have moved between them:
 
     videos     decoded frames and sound, motion files, and what is printed; not the bytes of a video, whose signature
                has a date. x264 does not always give the same bits for the same pictures (of some sizes): a video
@@ -42,7 +42,7 @@ from scipy.stats import t as student
 from skimage.data import astronaut
 
 HERE = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(HERE), str(HERE / "src")]
+sys.path[:0] = [str(HERE), str(HERE / "src"), str(HERE / "weights")]
 
 from tests.golden_inputs import CASES, DATA, RECIPES, run_command, training_words, write_inputs, write_speech  # noqa: E402
 
@@ -64,7 +64,7 @@ class Version:
 
     def run(self, words: Sequence[str], folder: Path | None = None, stdin: bytes | None = None) -> bytes:
         """Standard output of a command that has to succeed."""
-        source = f"{self.checkout / 'src'}{os.pathsep}{self.checkout}"
+        source = os.pathsep.join(str(self.checkout / folder) for folder in ("src", "weights", "."))
         done = run_command(folder or self.folder, *words, stdin=stdin, source=source)
         if done.returncode:
             raise SystemExit(f"{self.name}: flowportrait {' '.join(words)}\n{done.stderr.decode()[-2000:]}")

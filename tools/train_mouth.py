@@ -49,7 +49,7 @@ class Config:
 
     corpus: tyro.conf.Positional[Path]
     # prepared corpus: clips.jsonl and clips/
-    output: Path = Path("src/flowportrait/weights/mouth/interior.safetensors")
+    output: Path = Path("weights/flowportrait_weights/mouth/interior.safetensors")
     samples: Path = Path("mouth_samples.safetensors")
     # pixels cut from the footage; the file is reused if it exists
     steps: int = 6000

@@ -28,7 +28,7 @@ from flowportrait.errors import BadInput
 from flowportrait.media.crop import CanonicalView
 from flowportrait.media.faces import FaceTracker
 from flowportrait.media.image import read_image
-from flowportrait.media.occlusion import CELL_PIXELS, OCCLUSION_MODEL_PATH, OCCLUSION_VIEW, OcclusionNet
+from flowportrait.media.occlusion import CELL_PIXELS, OCCLUSION_VIEW, OcclusionNet
 from flowportrait.media.video import iter_frames
 from flowportrait.training.optimize import GuardedStep
 
@@ -55,7 +55,7 @@ class Config:
 
     data: tyro.conf.Positional[Path]
     # folder with split.tsv
-    output: Path = OCCLUSION_MODEL_PATH
+    output: Path = Path("weights/flowportrait_weights/occlusion/model.onnx")
     faces: Path = Path("faces.npy")
     # views of faces; made from the data if the file does not exist
     minutes: float = 15.0

@@ -143,7 +143,7 @@ class Config:
     # folder written by tools.make_retouch_pairs
     features: Path = Path("raft-small.pth")
     # RAFT-small weights, as its authors publish them
-    output: Path = Path("src/flowportrait/weights/retouch/model.safetensors")
+    output: Path = Path("weights/flowportrait_weights/retouch/model.safetensors")
     minutes: float = 55.0
     # training time; the learning rate decays with it
     batch: int = 8

@@ -1,4 +1,4 @@
-"""Files that are written whole, the user's folders, and checks that outputs do not overwrite inputs.
+"""Files that are written whole, files that ship, the user's folders, and checks that outputs do not overwrite inputs.
 
 A file is written under a temporary name beside its own and then renamed, so that it is complete or absent:
 
@@ -21,9 +21,11 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib import import_module, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowportrait import __version__
 from flowportrait.errors import BadInput
 from flowportrait.media.formats import OUTPUT_FORMATS
 
@@ -82,6 +84,45 @@ def write_weights(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     halves = {name: (value.half() if value.is_floating_point() else value) for name, value in tensors.items()}
     with atomic_write(path) as partial:
         save_file({name: value.contiguous() for name, value in halves.items()}, partial)
+
+
+# --- Files that ship --------------------------------------------------------------------
+
+
+def shipped_weights(name: str = "") -> Path:
+    """Return the path of a file or folder that ships in the package ``flowportrait-weights``.
+
+    Args:
+        name: path inside that package, such as ``sync_eval/model.safetensors``; empty for the folder of all.
+
+    Raises:
+        BadInput: the package is not installed, or is of another version.
+    """
+    return _weights_folder() / name
+
+
+def current_path(path: Path) -> Path:
+    """Return ``path``, or where a shipped file is now if it is named in the folder that version 0.1 had it in."""
+    head, found, name = path.as_posix().rpartition("flowportrait/weights/")
+    moved = bool(found) and head[-1:] in ("", "/") and not path.exists()
+    return shipped_weights(name) if moved else path
+
+
+@lru_cache(maxsize=1)
+def _weights_folder() -> Path:
+    try:
+        package = import_module("flowportrait_weights")
+        version, folder = package.__version__, Path(str(resources.files(package)))
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise BadInput(
+            f"The weights are not installed: run pip install flowportrait-weights=={__version__}."
+        ) from error
+    if version != __version__:
+        raise BadInput(
+            f"The installed flowportrait-weights {version} does not fit flowportrait {__version__}: "
+            f"run pip install flowportrait-weights=={__version__}."
+        )
+    return folder
 
 
 # --- Folders of the user ----------------------------------------------------------------

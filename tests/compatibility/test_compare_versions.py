@@ -69,8 +69,9 @@ def test_a_checkout_agrees_with_itself_and_not_with_one_of_another_weight(tmp_pa
     same = compare(ROOT)
     assert same.returncode == 0, same.stdout + same.stderr
     assert same.stdout.count("same to the bit") == 2
-    shutil.copytree(ROOT / "src", tmp_path / "src")
-    path = tmp_path / "src" / "flowportrait" / "weights" / "rl" / "model.safetensors"
+    for folder in ("src", "weights"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    path = tmp_path / "weights" / "flowportrait_weights" / "rl" / "model.safetensors"
     weights = load_file(path)
     name = next(name for name in weights if name.startswith("head.") and name.endswith("weight"))
     weights[name] = weights[name] * np.float16(1.01)

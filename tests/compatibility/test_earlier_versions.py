@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from flowportrait.adapters.policy import Item as Request
 from flowportrait.config import save, to_dict, upgrade_keys
 from flowportrait.data.prompts import Prompt
 from flowportrait.errors import BadInput
+from flowportrait.files import shipped_weights
 from flowportrait.models.arflow import ARFlow
 from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.allocation import Allocation
@@ -123,7 +123,7 @@ def test_a_recipe_without_a_version_is_of_version_1_and_new_ones_are_not() -> No
 
 
 def test_the_recipe_of_the_shipped_weights_repeats_what_they_were_trained_with() -> None:
-    shipped = PostTrainConfig.from_json(Path(str(files("flowportrait") / "weights" / "rl" / "recipe.json")))
+    shipped = PostTrainConfig.from_json(shipped_weights("rl/recipe.json"))
     assert (shipped.name, shipped.version) == ("nft-regions", 1)
     weights = {}
     for recipe in (shipped, find_recipe("nft-regions")):

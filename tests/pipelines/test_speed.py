@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file
 from skimage import data
 
+from flowportrait.files import shipped_weights
 from flowportrait.media.crop import FramePaster, paste_back
 from flowportrait.media.video import map_in_order
 from flowportrait.rendering.mesh import UpsampledPicture
-from flowportrait.rendering.retouch import RETOUCH_FOLDER, RetouchNet, example_windows, shipped_retouch_network
+from flowportrait.rendering.retouch import RetouchNet, example_windows, shipped_retouch_network
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -24,7 +25,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 def test_the_exported_network_is_the_trained_one() -> None:
     network = RetouchNet()
-    network.load_state_dict(load_file(str(RETOUCH_FOLDER / "model.safetensors")))
+    network.load_state_dict(load_file(str(shipped_weights("retouch/model.safetensors"))))
     torch.manual_seed(0)
     windows = example_windows()
     with torch.inference_mode():

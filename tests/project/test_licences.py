@@ -1,4 +1,4 @@
-"""Licences are stated once per file and agree: model cards, the page, NOTICE, texts, and the wheel's expression."""
+"""Licences are stated once per file and agree: model cards, the page, notices, texts, and the metadata of wheels."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import yaml
 
 from tests import ROOT
 
-WEIGHTS = ROOT / "src" / "flowportrait" / "weights"
-FOLDERS = sorted(path for path in WEIGHTS.iterdir() if path.is_dir())
+PACKAGE = ROOT / "weights"
+WEIGHTS = PACKAGE / "flowportrait_weights"
+FOLDERS = sorted(path for path in WEIGHTS.iterdir() if (path / "README.md").is_file())
 RESEARCH = "LicenseRef-FlowPortrait-Weights-Research"
 IDS = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause", "other": RESEARCH}
 """Licence of a model card → SPDX identifier."""
@@ -32,8 +33,8 @@ def licences(folder: Path) -> set[str]:
     return {IDS[one] for one in ([found] if isinstance(found, str) else found)}  # type: ignore[attr-defined]
 
 
-def expression() -> set[str]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+def expression(package: Path) -> set[str]:
+    project = tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return set(project["license"].split(" AND "))
 
 
@@ -42,7 +43,7 @@ def test_a_model_card_names_its_licence_and_the_page_repeats_it(folder: Path) ->
     own = licences(folder)
     if RESEARCH in own:
         assert card(folder)["license_name"] == RESEARCH
-        assert (ROOT / str(card(folder)["license_link"])).is_file()
+        assert (PACKAGE / str(card(folder)["license_link"])).is_file()
     assert (RESEARCH in own) == (folder.name not in OTHERS)
     page = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
     rows = page[page.index(f"`weights/{folder.name}`") :].splitlines()
@@ -54,19 +55,28 @@ def test_a_model_card_names_its_licence_and_the_page_repeats_it(folder: Path) ->
     assert named == own
 
 
-def test_the_wheels_expression_is_that_of_the_code_and_of_every_card() -> None:
-    assert expression() == {"Apache-2.0"}.union(*(licences(folder) for folder in FOLDERS))
-    assert {path.stem for path in (ROOT / "LICENSES").iterdir()} == expression()
-    assert (ROOT / "LICENSES" / "Apache-2.0.txt").read_text() == (ROOT / "LICENSE").read_text()
+def test_every_folder_of_weights_has_a_card() -> None:
+    files = [path for path in WEIGHTS.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    assert {path.relative_to(WEIGHTS).parts[0] for path in files} == {folder.name for folder in FOLDERS}
+
+
+def test_the_expression_of_the_weights_is_that_of_every_card_and_the_code_has_its_own() -> None:
+    assert expression(PACKAGE) == set().union(*(licences(folder) for folder in FOLDERS))
+    assert {path.stem for path in (PACKAGE / "LICENSES").iterdir()} == expression(PACKAGE)
+    assert (PACKAGE / "LICENSES" / "Apache-2.0.txt").read_text() == (ROOT / "LICENSE").read_text()
+    assert licences(PACKAGE) == {RESEARCH}, "the strictest of them stands for the package as a whole"
+    assert expression(ROOT) == {"Apache-2.0", *(path.stem for path in (ROOT / "LICENSES").iterdir())}
+    assert RESEARCH not in expression(ROOT)
 
 
 def test_the_notice_names_everything_that_others_made() -> None:
-    notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
-    named = set(re.findall(r"^weights/(\w+)", notice, re.M))
+    notice = (PACKAGE / "NOTICE").read_text(encoding="utf-8")
+    named = set(re.findall(r"^(\w+)(?:/[\w.]+\n|  )", notice.partition("other projects:")[2], re.M))
     foreign = {folder.name for folder in FOLDERS if licences(folder) - {RESEARCH}}
     assert named == foreign
-    for maker in ("Google", "OpenAI", "Weya AI", "VGGFace2", "Soumith Chintala", "Useful Sensors", "GRID"):
+    for maker in ("Google", "OpenAI", "Weya AI", "VGGFace2", "Soumith Chintala", "GRID"):
         assert maker in notice
+    assert "Useful Sensors" in (ROOT / "NOTICE").read_text(encoding="utf-8")
 
 
 def test_the_readmes_first_screen_says_what_may_be_used_commercially() -> None:

@@ -1,6 +1,6 @@
-"""The wheel, in an empty environment: what is in it, what it requires, and that it makes a video without a network.
+"""The two wheels, in an empty environment: what is in them, what they require, and that they make a video offline.
 
-The environment gets links to the installed packages that the wheel's metadata requires, directly or through others, and
+The environment gets links to the installed packages that their metadata requires, directly or through others, and
 nothing else: a package that the code imports and the metadata does not name is missing there.
 """
 
@@ -10,6 +10,7 @@ import ast
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,17 +22,20 @@ from email.parser import HeaderParser
 from pathlib import Path
 
 import av
+import flowportrait_weights
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 from skimage.data import astronaut
 
+import flowportrait
 from flowportrait.samples import SPEECH
 from tests import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+WEIGHTS = "flowportrait-weights"
 NOT_FOR_ANIMATE = {"openai", "fastapi", "uvicorn", "peft", "accelerate", "gradio", "diffusers", "tensorboard"}
 SCRIPTS = "Scripts" if os.name == "nt" else "bin"
 OFFLINE = '''"""Every connection and look-up of a name fails."""
@@ -44,14 +48,12 @@ socket.socket.connect = socket.socket.connect_ex = socket.create_connection = so
 '''
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout, built from a copy of what belongs to it."""
-    source = tmp_path_factory.mktemp("source")
-    shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    shutil.copytree(ROOT / "LICENSES", source / "LICENSES")
-    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
-        shutil.copy(ROOT / name, source / name)
+Wheels = tuple[Path, Path]
+"""The wheel of the code, and that of the weights."""
+
+
+def build_wheel(source: Path) -> Path:
+    """The wheel of a folder with a ``pyproject.toml``, in that folder."""
     build = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-c", build, str(source)], cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -59,31 +61,107 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def metadata(wheel: Path) -> Message:
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Wheels:
+    """The wheels of this checkout, built from a copy of what belongs to it."""
+    source = tmp_path_factory.mktemp("source")
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
+    for folder in ("src", "LICENSES", "weights"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, source / name)
+    return build_wheel(source), build_wheel(source / "weights")
+
+
+def metadata_of(wheel: Path) -> Message:
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         return HeaderParser().parsestr(archive.read(name).decode())
 
 
+@pytest.fixture(scope="module")
+def metadata(wheels: Wheels) -> Message:
+    return metadata_of(wheels[0])
+
+
 @pytest.mark.slow
-def test_the_wheel_holds_every_file_below_weights_and_nothing_of_the_tests(wheel: Path) -> None:
-    held = set(zipfile.ZipFile(wheel).namelist())
-    for folder in ("weights", "samples", "study/page", "portraitgen", "evaluation"):
+def test_the_wheel_of_the_code_holds_its_data_and_nothing_of_weights_and_tests(wheels: Wheels) -> None:
+    held = set(zipfile.ZipFile(wheels[0]).namelist())
+    for folder in ("samples", "study/page", "portraitgen", "evaluation"):
         files = [path for path in (ROOT / "src" / "flowportrait" / folder).rglob("*") if path.is_file()]
         wanted = {path.relative_to(ROOT / "src").as_posix() for path in files if path.suffix != ".pyc"}
         assert wanted <= held, wanted - held
     assert "flowportrait/py.typed" in held
     assert {name.split("/")[0] for name in held} == {"flowportrait", f"flowportrait-{PROJECT['version']}.dist-info"}
+    kinds = (".safetensors", ".onnx", ".task", ".tflite")
+    assert [name for name in held if name.endswith(kinds)] == []
+    assert wheels[0].stat().st_size < 2e6
 
 
 @pytest.mark.slow
-def test_the_metadata_names_the_licences_of_code_and_weights_and_brings_their_texts(
-    wheel: Path, metadata: Message
-) -> None:
-    expression = metadata["License-Expression"]
-    assert {"Apache-2.0", "LicenseRef-FlowPortrait-Weights-Research"} <= set(expression.split(" AND "))
-    texts = {name.split("/licenses/")[1] for name in zipfile.ZipFile(wheel).namelist() if "/licenses/" in name}
-    assert texts == {"LICENSE", "NOTICE", *(f"LICENSES/{name}.txt" for name in expression.split(" AND "))}
+def test_the_wheel_of_the_weights_holds_every_shipped_file_and_no_code(wheels: Wheels) -> None:
+    held = set(zipfile.ZipFile(wheels[1]).namelist())
+    files = [path for path in (ROOT / "weights" / "flowportrait_weights").rglob("*") if path.is_file()]
+    wanted = {path.relative_to(ROOT / "weights").as_posix() for path in files if path.suffix != ".pyc"}
+    assert wanted == {name for name in held if ".dist-info/" not in name}
+    assert [name for name in held if name.endswith(".py")] == ["flowportrait_weights/__init__.py"]
+    assert 30e6 < wheels[1].stat().st_size < 100e6, "the index takes files of up to 100 MB"
+
+
+@pytest.mark.slow
+def test_the_metadata_names_the_licences_of_code_and_weights_and_brings_their_texts(wheels: Wheels) -> None:
+    code, weights = (set(metadata_of(wheel)["License-Expression"].split(" AND ")) for wheel in wheels)
+    assert code == {"Apache-2.0", "MIT"}
+    assert "LicenseRef-FlowPortrait-Weights-Research" in weights
+    texts = [
+        {name.split("/licenses/")[1] for name in zipfile.ZipFile(wheel).namelist() if "/licenses/" in name}
+        for wheel in wheels
+    ]
+    assert texts[0] == {"LICENSE", "NOTICE", "LICENSES/MIT.txt"}
+    assert texts[1] == {"NOTICE", *(f"LICENSES/{name}.txt" for name in weights)}
+
+
+@pytest.mark.slow
+def test_the_code_requires_the_weights_of_its_own_version(wheels: Wheels) -> None:
+    required = [Requirement(line) for line in metadata_of(wheels[0]).get_all("Requires-Dist")]
+    (weights,) = [one for one in required if one.name == WEIGHTS]
+    assert str(weights.specifier) == f"=={PROJECT['version']}"
+    assert [metadata_of(wheel)["Version"] for wheel in wheels] == [PROJECT["version"]] * 2
+    assert flowportrait.__version__ == flowportrait_weights.__version__ == PROJECT["version"]
+
+
+@pytest.mark.slow
+def test_one_command_installs_both_from_the_repositorys_address(tmp_path: Path) -> None:
+    """A repository with the files of this checkout, the large ones cut short; what others make is left out."""
+    repository = tmp_path / "repository"
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
+    for folder in ("src", "LICENSES", "weights"):
+        shutil.copytree(ROOT / folder, repository / folder, ignore=ignored)
+    for path in (repository / "weights" / "flowportrait_weights").rglob("*.*"):
+        if path.stat().st_size > 100_000:
+            path.write_bytes(b"weights")
+    for name in ("README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, repository / name)
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (own,) = (line for line in project.splitlines(True) if line.startswith(f'  "{WEIGHTS}=='))
+    alone = re.sub(r"(?ms)^dependencies = \[.*?^\]", f"dependencies = [\n{own}]", project)
+    (repository / "pyproject.toml").write_text(alone, encoding="utf-8")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "All"]):
+        subprocess.run([*git, *words], cwd=repository, check=True)
+    address = f"git+{repository.as_uri()}"
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-build-isolation",
+         "--target", str(tmp_path / "target"), f"{WEIGHTS} @ {address}#subdirectory=weights",
+         f"flowportrait @ {address}"],
+        capture_output=True, text=True, cwd=tmp_path, env=without_pythonpath(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "target" / "flowportrait_weights" / "rl" / "model.safetensors").read_bytes() == b"weights"
+    assert (tmp_path / "target" / "flowportrait" / "cli.py").is_file()
+
+
+def without_pythonpath() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def requirements(name: str, extras: tuple[str, ...] = ()) -> list[Requirement]:
@@ -103,7 +181,7 @@ def closure(first: list[Requirement]) -> set[str]:
     while todo:
         one = todo.pop()
         name = canonicalize_name(one.name)
-        if name not in found:
+        if name not in found and name != WEIGHTS:
             found.add(name)
             todo += requirements(name, tuple(one.extras))
     return found
@@ -150,7 +228,7 @@ def test_the_lock_pins_what_the_project_requires_and_meets_every_constraint() ->
     broken = [
         f"{one} is locked at {locked.get(canonicalize_name(one.name))}"
         for one in needs
-        if one.name != "flowportrait"
+        if one.name not in ("flowportrait", WEIGHTS)
         and applies(one)
         and not one.specifier.contains(locked.get(canonicalize_name(one.name), "0"), prereleases=True)
     ]
@@ -165,13 +243,13 @@ def test_plain_pip_resolves_all_extras_together_under_the_lock(tmp_path: Path) -
     report = tmp_path / "report.json"
     done = subprocess.run(
         [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", str(report),
-         "-c", str(ROOT / "requirements.lock"), f"{ROOT}[all,dev]"],
+         "-c", str(ROOT / "requirements.lock"), str(ROOT / "weights"), f"{ROOT}[all,dev]"],
         capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     chosen = [one["metadata"] for one in json.loads(report.read_text())["install"]]
     found = {canonicalize_name(one["name"]): one["version"].split("+")[0] for one in chosen}
-    assert found.pop("flowportrait") == PROJECT["version"]
+    assert found.pop("flowportrait") == found.pop(WEIGHTS) == PROJECT["version"]
     assert found.items() <= pins().items()
 
 
@@ -184,8 +262,8 @@ def test_nothing_is_installed_behind_the_resolvers_back() -> None:
 
 
 @pytest.fixture(scope="module")
-def environment(wheel: Path, metadata: Message, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the wheel, what it requires, and no network."""
+def environment(wheels: Wheels, metadata: Message, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheels, what they require, and no network."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, symlinks=os.name != "nt")
     site = next(folder.glob("**/site-packages"))
@@ -198,8 +276,8 @@ def environment(wheel: Path, metadata: Message, tmp_path_factory: pytest.TempPat
                 (site / top).symlink_to(target)
     interpreter = folder / SCRIPTS / "python"
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "--python", interpreter, "install", "--no-index", "--quiet", wheel],
-        capture_output=True, text=True, env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        [sys.executable, "-m", "pip", "--python", interpreter, "install", "--no-index", "--quiet", *wheels],
+        capture_output=True, text=True, env=without_pythonpath(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     (site / "sitecustomize.py").write_text(OFFLINE)
@@ -251,7 +329,7 @@ def imported() -> dict[str, Path]:
 
 def test_every_import_is_of_a_package_that_the_project_requires() -> None:
     """The standard library, a requirement, or what a requirement brings; torchvision is used where it is installed."""
-    ours = {"flowportrait", "torchvision"} | set(sys.stdlib_module_names) | {"_typeshed"}
+    ours = {"flowportrait", "flowportrait_weights", "torchvision"} | set(sys.stdlib_module_names) | {"_typeshed"}
     first = [
         Requirement(line) for line in [*PROJECT["dependencies"], *(line for own in EXTRAS.values() for line in own)]
     ]

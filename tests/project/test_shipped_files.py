@@ -21,7 +21,7 @@ def test_the_face_landmarker_ships_and_is_googles_file(monkeypatch: pytest.Monke
     for variable in ("FLOWPORTRAIT_FACE_LANDMARKER", "HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(variable, raising=False)
     path = face_landmarker_path()
-    assert path.parents[2].name == "flowportrait"
+    assert path.parents[1].name == "flowportrait_weights"
     assert hashlib.sha256(path.read_bytes()).hexdigest() == FACE_LANDMARKER_SHA256
 
 

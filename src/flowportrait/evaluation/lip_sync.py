@@ -16,8 +16,6 @@ more than one frame. The chance level is measured against the sound's windows in
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,6 +25,7 @@ from torch import nn
 from flowportrait.devices import cached_per_device, device_of
 from flowportrait.evaluation.motion_metrics import longest_run
 from flowportrait.evaluation.tracking import VideoTracks
+from flowportrait.files import shipped_weights
 from flowportrait.media.mel import log_mel, normalize_loudness
 from flowportrait.training.joint_embedding import JointEmbedding
 
@@ -79,7 +78,7 @@ class PixelSyncExpert(JointEmbedding):
     @cached_per_device
     def load(cls) -> PixelSyncExpert:
         """Load the expert that ships with the package."""
-        return cls.read(Path(str(files("flowportrait") / "weights" / "sync_eval" / "model.safetensors")))
+        return cls.read(shipped_weights("sync_eval/model.safetensors"))
 
 
 def _block(layer: nn.Conv2d) -> list[nn.Module]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
-from importlib.resources import files
 from typing import Any, Literal, NamedTuple
 
 from flowportrait.evaluation.statistics import Estimate
+from flowportrait.files import shipped_weights
 
 MetricRow = dict[str, float | int | str | None]
 REAL = "real"
@@ -138,7 +138,7 @@ SHIPPED_FOOTAGE_SYSTEM = "real footage (shipped)"
 @lru_cache(maxsize=1)
 def shipped_reference() -> dict[str, Any]:
     """Read the shipped results of real footage: ``{"about": …, "metrics": {key: [mean, low, high, clips]}}``."""
-    source = files("flowportrait") / "weights" / "sync_eval" / "real_footage.json"
+    source = shipped_weights("sync_eval/real_footage.json")
     return json.loads(source.read_text(encoding="utf-8")) if source.is_file() else {"about": "", "metrics": {}}
 
 

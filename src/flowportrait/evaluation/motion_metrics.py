@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib.resources import files
 from typing import Any
 
 import cv2
@@ -22,6 +21,7 @@ import torch
 from scipy.ndimage import binary_opening, gaussian_filter1d
 from scipy.signal import find_peaks, welch
 
+from flowportrait.files import shipped_weights
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.mel import SAMPLES_PER_FRAME
 from flowportrait.media.video import FPS
@@ -378,7 +378,7 @@ def compute_reference_quantiles(samples: Sequence[DynamicsSamples]) -> dict[str,
 @lru_cache(maxsize=1)
 def read_dynamics_reference() -> dict[str, Any]:
     """Read the reference that ``tools.fit_evaluation_reference`` measured on the footage of training speakers."""
-    source = files("flowportrait") / "weights" / "sync_eval" / "expression_reference.json"
+    source = shipped_weights("sync_eval/expression_reference.json")
     return json.loads(source.read_text(encoding="utf-8"))
 
 

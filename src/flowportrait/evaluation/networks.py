@@ -16,7 +16,6 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +35,7 @@ from flowportrait.devices import (
 )
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.tracking import VideoTracks, dlib_model_path, load_or_compute
+from flowportrait.files import shipped_weights
 
 # --- MobileNetV2 (Sandler et al. 2018, table 2), without its classifier; weights are laid out as torchvision's ---
 
@@ -255,7 +255,7 @@ def _file_from_environment(variable: str) -> Path | None:
 @cached_per_device
 def _mobilenet() -> torch.nn.Sequential:
     net = mobilenet_v2(PERCEPTUAL_STAGES[-1])
-    state = read_weights(Path(str(files("flowportrait") / "weights" / "image_features" / "model.safetensors")))
+    state = read_weights(shipped_weights("image_features/model.safetensors"))
     # The file lacks only the batch counters of the normalisation layers, which are not used here.
     net.load_state_dict(net.state_dict() | state)
     return place_network(net.eval().requires_grad_(False))

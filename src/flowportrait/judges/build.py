@@ -21,7 +21,7 @@ import torch
 
 from flowportrait.config import at_least, load
 from flowportrait.errors import BadInput
-from flowportrait.files import write_json
+from flowportrait.files import shipped_weights, write_json
 from flowportrait.judges.calibration import Calibration
 from flowportrait.judges.clips import JudgedClip, clips_from_batch
 from flowportrait.judges.local_model import OmniSettings
@@ -174,9 +174,8 @@ def build_judge_backend(settings: JudgeSettings) -> Backend:
 
 def certificate_folders(settings: JudgeSettings) -> list[Path]:
     """Return the folders that hold certificates: the user's, and that of the package."""
-    from importlib.resources import files
 
-    return [settings.storage_folder / "checked", Path(str(files("flowportrait") / "weights" / "judge" / "checked"))]
+    return [settings.storage_folder / "checked", shipped_weights("judge/checked")]
 
 
 def read_judge_settings(path: Path | None) -> JudgeSettings:

@@ -13,7 +13,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import torch
 
 from flowportrait.devices import cached_per_device
 from flowportrait.errors import BadInput
+from flowportrait.files import shipped_weights
 from flowportrait.judges.calibration import Calibration
 from flowportrait.judges.clips import JudgedClip
 from flowportrait.judges.questions import JudgeKind
@@ -190,14 +190,8 @@ def score_tracks(batch: RewardBatch, measure: Callable[[torch.Tensor], torch.Ten
 # --- Experts and their scales
 
 
-SCALES_FILE = Path(str(files("flowportrait") / "weights" / "judge" / "measured.json"))
-POSE_FILE = SCALES_FILE.with_name("pose.json")
-
-EXPERT_FILES = tuple(
-    SCALES_FILE.parent.parent / name
-    for name in ("sync_reward/model.safetensors", "basis/real_motion.json", "reward/real.json")
-)
-"""Files of weights and constants that the experts' values depend on; part of the fingerprint."""
+EXPERT_FILES = ("sync_reward/model.safetensors", "basis/real_motion.json", "reward/real.json")
+"""Shipped files of weights and constants that the experts' values depend on; part of the fingerprint."""
 
 EXPERTS: dict[Aspect, tuple[str, ...]] = {
     "lip_sync": ("sync",),
@@ -243,14 +237,14 @@ class Experts:
     @cached_per_device
     def load(cls) -> Experts:
         """Return the experts that ship with the package."""
-        return cls.read(SCALES_FILE)
+        return cls.read(shipped_weights("judge/measured.json"))
 
     @classmethod
     def read(cls, path: Path) -> Experts:
         """Read experts from a file of scales."""
         data = json.loads(path.read_text(encoding="utf-8"))
         scales = {name: Scale([(float(x), float(y)) for x, y in knots]) for name, knots in data["scales"].items()}
-        head = json.loads(POSE_FILE.read_text(encoding="utf-8"))
+        head = json.loads(shipped_weights("judge/pose.json").read_text(encoding="utf-8"))
         scales[HeadPose.name] = Scale([(float(x), float(y)) for x, y in head["scale"]])
         landmarks: dict[str, Reward] = {
             "steadiness": Steadiness(**data["real"]),
@@ -310,8 +304,8 @@ class MeasuredPanel:
         )
         if self.experts.asked != EXPERTS:
             found.update(f"{sorted(self.experts.asked.items())} {self.experts.rewards[HeadPose.name]}".encode())
-        for path in EXPERT_FILES:
-            found.update(path.read_bytes())
+        for name in EXPERT_FILES:
+            found.update(shipped_weights(name).read_bytes())
         return found.hexdigest()[:16]
 
     def judge(self, clips: Sequence[JudgedClip], aspects: Sequence[Aspect] | None = None, /) -> list[Verdict]:

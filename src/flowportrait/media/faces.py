@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from importlib.machinery import ModuleSpec
-from importlib.resources import files
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -25,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowportrait.errors import BadInput
+from flowportrait.files import shipped_weights
 from flowportrait.media.containers import silence_native_stderr
 
 # --- MediaPipe's landmarker without the rest of MediaPipe -------------------------------
@@ -48,9 +48,9 @@ def face_landmarker_path(given: str | Path | None = None) -> Path:
         if not Path(chosen).is_file():
             raise BadInput(f"No face landmarker model at {chosen}: check the path.")
         return Path(chosen)
-    shipped = Path(str(files("flowportrait") / "weights" / "face_landmarker" / "face_landmarker.task"))
+    shipped = shipped_weights("face_landmarker/face_landmarker.task")
     if not shipped.is_file():
-        raise BadInput(f"The face landmarker is missing from {shipped.parent}: install flowportrait again.")
+        raise BadInput(f"The face landmarker is missing from {shipped.parent}: install flowportrait-weights again.")
     return shipped
 
 

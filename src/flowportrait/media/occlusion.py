@@ -9,7 +9,6 @@ microphones, masks, hair.
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from flowportrait.files import shipped_weights
 from flowportrait.media.crop import CanonicalView
 
 if TYPE_CHECKING:
@@ -82,8 +82,6 @@ OCCLUSION_VIEW = CanonicalView(left=-1.0, top=-0.45, size=64, scale=32.0)
 CELL_PIXELS = 4
 """Side of the cells that the network judges, in pixels."""
 
-OCCLUSION_MODEL_PATH = Path(str(files("flowportrait") / "weights" / "occlusion" / "model.onnx"))
-
 COVERED_THRESHOLD = 0.3
 """Share of mouth and jaw from which on they count as covered, where a single picture is judged."""
 
@@ -97,7 +95,7 @@ _MOUTH_SHARE = 0.5
 class OcclusionDetector:
     """The trained network, loaded once; several threads may use it."""
 
-    def __init__(self, model: Path = OCCLUSION_MODEL_PATH, device: Device | None = None) -> None:
+    def __init__(self, model: Path | None = None, device: Device | None = None) -> None:
         import onnxruntime
 
         from flowportrait.devices import onnx_providers
@@ -105,7 +103,8 @@ class OcclusionDetector:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # so small that threads would only wait for each other
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(model), options, providers=onnx_providers(device))
+        path = str(model or shipped_weights("occlusion/model.onnx"))
+        self._session = onnxruntime.InferenceSession(path, options, providers=onnx_providers(device))
 
     def covered_cells(self, view: np.ndarray) -> np.ndarray:
         """Return the covered share ``[16, 16]`` of the cells of a view ``[64, 64, 3]`` uint8 RGB of a face."""

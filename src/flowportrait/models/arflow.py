@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +27,7 @@ from torch import nn
 
 from flowportrait.devices import Device, place_network, read_weights
 from flowportrait.errors import BadInput
-from flowportrait.files import write_json, write_text, write_weights
+from flowportrait.files import current_path, shipped_weights, write_json, write_text, write_weights
 from flowportrait.flow.schedules import VelocityField
 from flowportrait.media.mel import MELS_PER_FRAME, N_MELS
 from flowportrait.models import model_card
@@ -483,8 +482,8 @@ def checkpoint_folder(name: str | Path) -> Path:
         BadInput: the name is neither a shipped checkpoint nor a folder with one.
     """
     if str(name) in SHIPPED_CHECKPOINTS:
-        return Path(str(files("flowportrait") / "weights" / str(name)))
-    folder = Path(name)
+        return shipped_weights(str(name))
+    folder = current_path(Path(name))
     for candidate in (folder, folder / "checkpoint"):
         if (candidate / "model.safetensors").is_file():
             return candidate

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from flowportrait.data.face_tracks import face_thumbnail
 from flowportrait.data.motion_dataset import MotionClip
 from flowportrait.devices import read_weights
 from flowportrait.errors import BadInput
+from flowportrait.files import shipped_weights
 from flowportrait.flow.guidance import guided_velocity
 from flowportrait.flow.schedules import VelocityField, solve_ode
 from flowportrait.media.image import read_image
@@ -84,7 +84,7 @@ MIN_INTENSITY, MAX_INTENSITY = 0.6, 1.6
 @lru_cache(maxsize=1)
 def intensity_direction() -> torch.Tensor:
     """Return the direction d ``[hidden]`` of expressive motion in the space of tokens."""
-    return read_weights(Path(str(files("flowportrait") / "weights" / "intensity" / "model.safetensors")))["direction"]
+    return read_weights(shipped_weights("intensity/model.safetensors"))["direction"]
 
 
 def apply_intensity(condition: SpeechCondition, intensity: float) -> SpeechCondition:

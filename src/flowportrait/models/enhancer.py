@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from flowportrait.devices import Device, cached_per_device, device_of, place_network, read_weights
-from flowportrait.files import write_weights
+from flowportrait.files import shipped_weights, write_weights
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.mel import HOP_LENGTH, MELS_PER_FRAME, N_MELS, SAMPLES_PER_FRAME, mel_filterbank
 from flowportrait.models.speech_encoder import SILENT_MEL
@@ -311,7 +310,7 @@ class Enhancer(nn.Module):
 @cached_per_device
 def load_enhancer() -> Enhancer:
     """Load the enhancer that comes with the package."""
-    return Enhancer.load(Path(str(files("flowportrait") / "weights" / "enhancer")))
+    return Enhancer.load(shipped_weights("enhancer"))
 
 
 # --- One stream of noise removal ---------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ depends on at most 120 ms of sound after it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from importlib.resources import files
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +21,7 @@ from torch import nn
 
 from flowportrait.devices import read_weights
 from flowportrait.errors import BadInput
-from flowportrait.files import write_weights
+from flowportrait.files import shipped_weights, write_weights
 from flowportrait.media.mel import MELS_PER_FRAME, N_MELS, hertz_to_mel
 from flowportrait.rendering.motion_basis import LOWER_FACE
 
@@ -193,7 +192,7 @@ class SpeechEncoder(nn.Module):
         Raises:
             BadInput: there is no such file.
         """
-        path = path or Path(str(files("flowportrait") / "weights" / "speech" / "model.safetensors"))
+        path = path or shipped_weights("speech/model.safetensors")
         if not path.is_file():
             raise BadInput(f"No speech encoder at {path}: give a file that import_whisper wrote.")
         self.load_state_dict(read_weights(path))

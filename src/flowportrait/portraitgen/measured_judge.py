@@ -22,7 +22,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +32,7 @@ from safetensors.numpy import load_file, save_file
 
 from flowportrait.data.corpus import FaceClip
 from flowportrait.errors import BadInput
-from flowportrait.files import atomic_write
+from flowportrait.files import atomic_write, shipped_weights
 from flowportrait.judges.questions import JudgeKind
 from flowportrait.judges.rubric import Aspect
 from flowportrait.judges.verdicts import AspectVerdict, Verdict
@@ -205,8 +204,6 @@ def _frames(corpus: Path, footage: Path, name: str) -> Iterator[tuple[np.ndarray
 
 # --- Limits of real pictures
 
-SHIPPED_LIMITS = Path(str(files("flowportrait") / "weights" / "portraitgen" / "limits.json"))
-"""The file of limits that ships with the package."""
 EXCEEDED_SHARE = 0.01
 """Share of real pictures beyond a limit."""
 CLOSED_EYES_LIMIT = -0.10
@@ -258,7 +255,7 @@ class DetectorLimits:
     @lru_cache(maxsize=1)
     def load(cls) -> DetectorLimits:
         """Return the limits that ship with the package."""
-        return cls.read(SHIPPED_LIMITS)
+        return cls.read(shipped_weights("portraitgen/limits.json"))
 
     @classmethod
     def read(cls, path: Path) -> DetectorLimits:
@@ -371,7 +368,7 @@ class MeasuredStills:
     @property
     def fingerprint(self) -> str:
         """See ``ItemJudge``."""
-        return hashlib.sha256(b"stills 1 " + SHIPPED_LIMITS.read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(b"stills 1 " + shipped_weights("portraitgen/limits.json").read_bytes()).hexdigest()[:16]
 
     def judge(self, stills: Sequence[Still], aspects: Sequence[Aspect] | None = None, /) -> list[Verdict]:
         """See ``ItemJudge``."""

@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +31,7 @@ from torch.nn.functional import cosine_similarity
 from flowportrait.corruption import MOTION_CORRUPTIONS
 from flowportrait.devices import Device, cached_per_device, place_network, read_weights
 from flowportrait.errors import BadInput
-from flowportrait.files import write_json, write_weights
+from flowportrait.files import shipped_weights, write_json, write_weights
 from flowportrait.flow.schedules import interpolate
 from flowportrait.models.arflow import ARFlow
 from flowportrait.models.backbone import ChunkSpace, FlowHead
@@ -238,7 +237,7 @@ class LatentReward(nn.Module):
     @cached_per_device
     def load(cls) -> LatentReward:
         """Load the latent reward that ships with the package."""
-        return cls.from_pretrained(Path(str(files("flowportrait") / "weights" / "latent_reward")))
+        return cls.from_pretrained(shipped_weights("latent_reward"))
 
 
 class LatentTower(nn.Module):

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -33,7 +32,7 @@ from flowportrait.corruption import MOTION_CORRUPTIONS
 from flowportrait.data.motion_dataset import MotionClip
 from flowportrait.devices import Device, cached_per_device, place_network, read_weights
 from flowportrait.errors import BadInput
-from flowportrait.files import write_weights
+from flowportrait.files import shipped_weights, write_weights
 from flowportrait.media.mel import MELS_PER_FRAME
 from flowportrait.preferences.clips import (
     MIN_CLIP_FRAMES,
@@ -158,7 +157,7 @@ class MotionReward(nn.Module):
     @cached_per_device
     def load(cls) -> MotionReward:
         """Load the reward model that ships with the package."""
-        return cls.read(Path(str(files("flowportrait") / "weights" / "preference" / "model.safetensors")))
+        return cls.read(shipped_weights("preference/model.safetensors"))
 
 
 def window_starts(frames: int) -> list[int]:

@@ -16,10 +16,10 @@ along.
 
 from __future__ import annotations
 
-from importlib.resources import files
-
 import cv2
 import numpy as np
+
+from flowportrait.files import shipped_weights
 
 # --- Outlines --------------------------------------------------------------------------------------------------------
 
@@ -139,7 +139,7 @@ def segment_person(crop: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
         crop: the portrait crop ``[S, S, 3]`` uint8.
         landmarks: the landmarks ``[478, 3]`` px of the person's face in it.
     """
-    network = cv2.dnn.readNetFromTFLite(str(files("flowportrait") / "weights/person/selfie_segmentation.tflite"))
+    network = cv2.dnn.readNetFromTFLite(str(shipped_weights("person/selfie_segmentation.tflite")))
     small = cv2.resize(crop, (_MASK_SIDE, _MASK_SIDE), interpolation=cv2.INTER_AREA)
     network.setInput(cv2.dnn.blobFromImage(small, 1 / 255))
     mask = _refine_by_colour(small, (network.forward().reshape(_MASK_SIDE, _MASK_SIDE) > 0.5).astype(np.uint8))

@@ -16,12 +16,12 @@ at the top of the picture itself: hair that is cut off there rises with the head
 from __future__ import annotations
 
 from functools import lru_cache
-from importlib.resources import files
 
 import cv2
 import numpy as np
 from safetensors.numpy import load
 
+from flowportrait.files import shipped_weights
 from flowportrait.rendering.face_regions import (
     EYES,
     FACE_OVAL,
@@ -62,7 +62,7 @@ _TOP = 0.07
 @lru_cache(maxsize=1)
 def face_triangles() -> np.ndarray:
     """Return the triangles ``[900, 3]`` int32 of the face: MediaPipe's tesselation, with eyes and mouth filled."""
-    data = load(files("flowportrait").joinpath("weights/mouth/triangles.safetensors").read_bytes())
+    data = load(shipped_weights("mouth/triangles.safetensors").read_bytes())
     holes = [_strip(upper, lower) for upper, lower, _ in EYES] + [_strip(INNER_UPPER, INNER_LOWER)]
     return np.concatenate([data["face"].astype(np.int32), *holes])
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from flowportrait.files import write_weights
+from flowportrait.files import shipped_weights, write_weights
 
 # --- Lip contact -----------------------------------------------------------------------------------------------------
 #
@@ -192,7 +191,7 @@ class MotionBasis:
     @lru_cache(maxsize=1)
     def load(cls) -> MotionBasis:
         """Return the basis that ships with the package."""
-        return cls.read(Path(str(files("flowportrait") / "weights" / "basis" / "motion_basis.safetensors")))
+        return cls.read(shipped_weights("basis/motion_basis.safetensors"))
 
     @classmethod
     def read(cls, path: Path) -> MotionBasis:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ import cv2
 import numpy as np
 from safetensors.numpy import load, save_file
 
-from flowportrait.files import atomic_write
+from flowportrait.files import atomic_write, shipped_weights
 from flowportrait.rendering.face_regions import EYES, INNER_LOWER, INNER_UPPER, opening_outline, outline_mask
 from flowportrait.rendering.mesh import rigid_motion
 from flowportrait.rendering.mouth_geometry import MouthFrame, MouthOpening, skin_colour
@@ -90,7 +89,7 @@ class MouthModel:
     @lru_cache(maxsize=1)
     def shipped(cls) -> MouthModel:
         """Return the model that comes with the package."""
-        data = load(files("flowportrait").joinpath("weights/mouth/interior.safetensors").read_bytes())
+        data = load(shipped_weights("mouth/interior.safetensors").read_bytes())
         layers = [(data[f"weight_{i}"], data[f"bias_{i}"]) for i in range(LAYER_COUNT)]
         return cls(layers, data["line"], data["curve"])
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +32,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowportrait.devices import Device, cached_per_device, device_of, onnx_providers, place_network, read_weights
+from flowportrait.files import shipped_weights
 from flowportrait.rendering.face_regions import INNER_LOWER, INNER_UPPER, OUTER_LOWER, OUTER_UPPER
 from flowportrait.rendering.mouth import PHOTO_OPENING, colourfulness
 from flowportrait.rendering.mouth_geometry import (
@@ -193,8 +193,6 @@ class RetouchNet(nn.Module):
 # ONNX Runtime runs the same weights in two thirds of the time: the window is so small that much of PyTorch's time is
 # spent between the convolutions, which the runtime fuses.
 
-RETOUCH_FOLDER = Path(str(files("flowportrait") / "weights" / "retouch"))
-
 
 class OnnxRetouchNet:
     """``RetouchNet`` from an ONNX file, for one window at a time; it can be called from several threads at once."""
@@ -267,14 +265,14 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 @cached_per_device
 def shipped_retouch_network() -> RetouchFunction:
     """Return the network that comes with the package, run by ONNX Runtime."""
-    return OnnxRetouchNet(RETOUCH_FOLDER / "model.onnx")
+    return OnnxRetouchNet(shipped_weights("retouch/model.onnx"))
 
 
 @cached_per_device
 def _torch_network() -> RetouchFunction:
     """Return the shipped network in PyTorch, for devices that the installed ONNX Runtime does not support."""
     network = RetouchNet().requires_grad_(False).eval()
-    network.load_state_dict(read_weights(RETOUCH_FOLDER / "model.safetensors"))
+    network.load_state_dict(read_weights(shipped_weights("retouch/model.safetensors")))
     device = device_of(place_network(network))
 
     def retouch(windows: MouthWindows) -> tuple[torch.Tensor, torch.Tensor]:
@@ -410,5 +408,5 @@ def _plane(share: np.ndarray) -> torch.Tensor:
 
 if __name__ == "__main__":
     trained = RetouchNet()
-    trained.load_state_dict(load_file(str(RETOUCH_FOLDER / "model.safetensors")))
-    export_onnx(trained, RETOUCH_FOLDER / "model.onnx")
+    trained.load_state_dict(load_file(str(shipped_weights("retouch/model.safetensors"))))
+    export_onnx(trained, shipped_weights("retouch/model.onnx"))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 
 import cv2
@@ -20,12 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from flowportrait.devices import cached_per_device, device_of, place_network, read_weights
-from flowportrait.files import write_weights
+from flowportrait.files import shipped_weights, write_weights
 from flowportrait.media.crop import canonical_transform
 from flowportrait.media.portrait import Portrait
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import (
-    REWARD_FOLDER,
     RealStatistic,
     Score,
     all_valid,
@@ -142,7 +140,7 @@ class FaceNet(nn.Module):
     def load(cls) -> FaceNet:
         """Return the network that ships with the package, frozen."""
         net = cls()
-        path = Path(str(files("flowportrait") / "weights" / "face_net" / "model.safetensors"))
+        path = shipped_weights("face_net/model.safetensors")
         net.load_state_dict(read_weights(path))
         for layer in net.layers():
             # A third faster on a CPU than channels first.
@@ -358,7 +356,7 @@ class FaceDensity:
     @lru_cache(maxsize=1)
     def load(cls) -> FaceDensity:
         """Return the density that ships with the package."""
-        return cls(**load_file(str(REWARD_FOLDER / "face_density.safetensors")))
+        return cls(**load_file(str(shipped_weights("reward/face_density.safetensors"))))
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
 from flowportrait.errors import BadInput
+from flowportrait.files import shipped_weights
 from flowportrait.rewards.batch import Failure, Need, RewardBatch
 
 __all__ = [
@@ -212,9 +211,6 @@ def failures_per_row(failures: Mapping[int, Failure], rows: int) -> tuple[Failur
 # speakers in two domains, since a rendered portrait is cleaner than compressed video: ``drawn`` with the small
 # rendering of post-training, and ``filmed``.
 
-REWARD_FOLDER = Path(str(files("flowportrait") / "weights" / "reward"))
-"""Folder of the statistics and weights of rewards."""
-
 
 class RealStatistic(NamedTuple):
     """The mean and standard deviation of one measurement over real clips."""
@@ -230,14 +226,14 @@ class RealStatistic(NamedTuple):
 @lru_cache(maxsize=1)
 def real_statistics() -> dict[str, RealStatistic]:
     """Return the statistics of every measurement by ``name/domain``."""
-    found = json.loads((REWARD_FOLDER / "real.json").read_text(encoding="utf-8"))
+    found = json.loads(shipped_weights("reward/real.json").read_text(encoding="utf-8"))
     return {name: RealStatistic(*values) for name, values in found.items()}
 
 
 @lru_cache(maxsize=1)
 def measurement_noises() -> dict[str, float]:
     """Return the standard deviation of each reward when the same clip is filmed, encoded and tracked again."""
-    return json.loads((REWARD_FOLDER / "noise.json").read_text(encoding="utf-8"))
+    return json.loads(shipped_weights("reward/noise.json").read_text(encoding="utf-8"))
 
 
 # --- Checked scoring ---

@@ -15,13 +15,13 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from importlib.resources import files
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.signal import find_peaks
 
+from flowportrait.files import shipped_weights
 from flowportrait.media.mel import MELS_PER_FRAME
 from flowportrait.media.video import FPS
 from flowportrait.rendering.motion_basis import (
@@ -81,7 +81,7 @@ class RealMotionStatistics:
     @lru_cache(maxsize=1)
     def load(cls) -> RealMotionStatistics:
         """Return the statistics that ship with the package."""
-        text = (files("flowportrait") / "weights" / "basis" / "real_motion.json").read_text(encoding="utf-8")
+        text = shipped_weights("basis/real_motion.json").read_text(encoding="utf-8")
         return cls(**json.loads(text))
 
     @classmethod

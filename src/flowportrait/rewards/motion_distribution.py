@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from safetensors.torch import load_file, save_file
 
+from flowportrait.files import shipped_weights
 from flowportrait.rendering.motion_basis import (
     EXPRESSION,
     LOWER_LIP_PAIRS,
@@ -17,7 +18,6 @@ from flowportrait.rendering.motion_basis import (
 )
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import (
-    REWARD_FOLDER,
     Score,
     all_valid,
 )
@@ -36,7 +36,6 @@ FLUTTER_GROUPS = ("lips", "blink", "gaze")
 STATISTIC_GROUPS = (*MOTION_GROUPS, *MOTION_GROUPS, *FLUTTER_GROUPS)
 """Action group of every statistic: amplitudes, paces, flutter."""
 _MIN_STATISTIC = 1e-4
-_FILE = REWARD_FOLDER / "crowd.safetensors"
 
 
 @dataclass(frozen=True)
@@ -108,12 +107,13 @@ def _inner_lip_positions(motion: torch.Tensor) -> torch.Tensor:
 def save_real_quantiles(windows: torch.Tensor) -> None:
     """Store the quantiles of the statistics of real windows ``[N, 28, 30]``."""
     levels = (torch.arange(QUANTILES) + 0.5) / QUANTILES
-    save_file({"quantiles": window_statistics(windows)[:, 0].quantile(levels, 0).contiguous()}, str(_FILE))
+    quantiles = window_statistics(windows)[:, 0].quantile(levels, 0).contiguous()
+    save_file({"quantiles": quantiles}, shipped_weights("reward/crowd.safetensors"))
 
 
 @lru_cache(maxsize=1)
 def _shipped_quantiles() -> torch.Tensor:
-    return load_file(str(_FILE))["quantiles"]
+    return load_file(shipped_weights("reward/crowd.safetensors"))["quantiles"]
 
 
 def _mean_distance(y: torch.Tensor, others: torch.Tensor) -> torch.Tensor:

@@ -7,8 +7,6 @@ margin[w] = cos(f_w, a_w) − mean_{3 ≤ |k| ≤ 10} cos(f_w, a_{w+k})         
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from flowportrait.devices import cached_per_device, device_of
+from flowportrait.files import shipped_weights
 from flowportrait.rendering.motion_basis import LOWER_FACE, MotionBasis
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Score, all_valid, measurement_noises
@@ -80,7 +79,7 @@ class MotionSyncExpert(JointEmbedding):
     @cached_per_device
     def load(cls) -> MotionSyncExpert:
         """Return the expert that ships with the package."""
-        return cls.read(Path(str(files("flowportrait") / "weights" / "sync_reward" / "model.safetensors")))
+        return cls.read(shipped_weights("sync_reward/model.safetensors"))
 
 
 def _block(before: int, after: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:

@@ -26,6 +26,7 @@ from accelerate import Accelerator
 from flowportrait.adapters.loading import GeneratorAdapter, as_generator, load_policy_generator
 from flowportrait.config import override, save, to_dict
 from flowportrait.errors import BadInput
+from flowportrait.files import current_path
 from flowportrait.models.arflow import SHIPPED_CHECKPOINTS, ARFlow
 from flowportrait.plugins import is_reference, plugin_names
 from flowportrait.rewards.batch import RewardBatch
@@ -253,7 +254,7 @@ def resolve_recipe(recipe: str | Path, changes: Sequence[str] = ()) -> PostTrain
     Raises:
         BadInput: unknown recipe, key or value.
     """
-    path = Path(recipe)
+    path = current_path(Path(recipe))
     file = path / "recipe.json" if path.is_dir() else path
     config = PostTrainConfig.from_json(file) if path.exists() else find_recipe(str(recipe))
     return override(config, changes)

@@ -118,7 +118,7 @@ def run_demo(output: Path, iterations: int | None = None) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TrainingVerdict:
     """What training changed beyond its random-reward control."""
 
     changed: tuple[str, ...]
@@ -138,7 +138,7 @@ class Verdict:
         return f"This short training changed {titles} beyond its random-reward control, on speech it did not train on."
 
 
-def judge_training(rows: Mapping[str, Mapping[str, MetricRow]]) -> Verdict:
+def judge_training(rows: Mapping[str, Mapping[str, MetricRow]]) -> TrainingVerdict:
     """Test what training changed, seed by seed, against the start and against the random-reward control.
 
     Args:
@@ -166,7 +166,7 @@ def judge_training(rows: Mapping[str, Mapping[str, MetricRow]]) -> Verdict:
         )
         if tests[:, index].max() < 0.05 and (trained - before) * (trained - control) > 0:
             changed.append(key)
-    return Verdict(tuple(changed), sentences)
+    return TrainingVerdict(tuple(changed), sentences)
 
 
 def write_demo_inputs(folder: Path) -> tuple[np.ndarray, np.ndarray]:

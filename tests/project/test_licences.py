@@ -82,4 +82,4 @@ def test_the_notice_names_everything_that_others_made() -> None:
 def test_the_readmes_first_screen_says_what_may_be_used_commercially() -> None:
     screen = "\n".join((ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:24])
     assert "The code is Apache-2.0 and may be used commercially. The shipped weights may not" in screen
-    assert "docs/licences.md" in screen
+    assert "docs/reference/licences.md" in screen

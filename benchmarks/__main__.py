@@ -26,12 +26,14 @@ from flowportrait.terminal import log
 
 MEASUREMENTS: dict[str, dict[str, str]] = {
     "speed": {
-        "speed": "what making a video costs, stage by stage, and how soon a live one begins",
+        "speed": "what a frame of video costs, stage by stage",
         "startup": "what the program costs before it works",
-        "stream": "latency and memory of streaming",
-        "speak": "from a text to the first frame and to video that can be played",
-        "studio": "from a request in the studio to the first frame, and the pace after it",
         "render": "what a drawn frame costs at every size",
+    },
+    "latency": {
+        "stream": "latency and memory of streams",
+        "speak": "from a text to the first frame and to video that can be played",
+        "studio": "from a request in the studio to the first frame, and to the whole video",
     },
     "engine": {
         "update-cost": "an update of post-training against the loop over denoising steps of published scripts",
@@ -137,9 +139,14 @@ def _run(name: str, words: list[str]) -> int:
     except KeyboardInterrupt:
         record.note("Interrupted: the figures are those measured until then.")
         code = 130
-    record.print()
-    if target is not None and record.rows:
-        record.save(target)
+    except Exception as error:
+        if record.rows:
+            record.note(f"Ended early: {error}")
+        raise
+    finally:
+        record.print()
+        if target is not None and record.rows:
+            record.save(target)
     return code
 
 
@@ -156,7 +163,7 @@ def _take_record(words: list[str]) -> Path | None:
         raise BadInput("--record needs the name of a JSON file.")
     target = Path(words[place + 1])
     del words[place : place + 2]
-    check_output_file(target, flag="--record")
+    check_output_file(target, "json", "--record")
     return target
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from tyro import conf
 
 from flowportrait.data.corpus import FaceClip
 from flowportrait.errors import BadInput
@@ -19,6 +21,11 @@ from flowportrait.media.portrait import Portrait
 HEADLINE_CLIPS = 32
 """Number of clips that the shipped checkpoints are measured on; recipes and settings are never chosen on them."""
 _SHORT_FRAMES = 60
+
+Photo = conf.Positional[Annotated[Path, conf.arg(metavar="PHOTO")]]
+"""A photo, without an option's name."""
+Speech = conf.Positional[Annotated[Path, conf.arg(metavar="SPEECH")]]
+"""A recording of speech, without an option's name."""
 
 
 def headline_clips(corpus: Path, count: int = HEADLINE_CLIPS) -> dict[str, FaceClip]:
@@ -41,10 +48,29 @@ def portraits(footage: Path, size: int | None = None, count: int | None = None) 
     Raises:
         BadInput: the folder has no portraits.
     """
-    paths = sorted(path for path in (footage / "portraits").glob("*") if path.suffix in (".jpg", ".png"))[:count]
-    if not paths:
-        raise BadInput(f"No portraits in {footage / 'portraits'}: give a folder that has some.")
+    paths = picture_paths(footage / "portraits")[:count]
     return [Portrait.from_image(read_image(path), *([size] if size else []), name=path.name) for path in paths]
+
+
+def picture_paths(folder: Path) -> list[Path]:
+    """Return the photos of a folder, in the order of their names.
+
+    Raises:
+        BadInput: there are none.
+    """
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
+    if not paths:
+        raise BadInput(f"No pictures in {folder}: give a folder that has some.")
+    return paths
+
+
+def use_one_thread() -> None:
+    """Let OpenCV and torch use one thread each, so that times are processor times."""
+    import cv2
+    import torch
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
 
 
 def _short_names(corpus: Path) -> list[str]:

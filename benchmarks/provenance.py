@@ -1,36 +1,27 @@
-"""Does the watermark survive, is it ever seen where it is not, and what does it cost?
-
-    python benchmarks/provenance.py --data FOOTAGE [--portraits 13] [--clips 60] [--unmarked 200] [--formats]
-
-Marked material: portraits animated at 512 px (4 s), and real footage of 1 s, marked. Each is written as ``animate``
-writes it and then changed. Unmarked material: real footage, searched at every zoom and shift. Cost: processor time of
-one core for drawing and writing the same frames with and without everything.
-"""
+"""The watermark measured: what it survives, whether it is found where it is not, and its cost."""
 
 from __future__ import annotations
 
-import argparse
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import random
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
-import torch
 
+from benchmarks.material import picture_paths, use_one_thread
+from benchmarks.record import Record
+from benchmarks.timing import processor_seconds
 from flowportrait.errors import BadInput
-from flowportrait.media.audio import read_audio
+from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.media.formats import OUTPUT_FORMATS
 from flowportrait.media.image import read_image
 from flowportrait.media.stream import write_video_stream
-from flowportrait.media.video import iter_frames
+from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames
 from flowportrait.media.write_video import write_video
 from flowportrait.pipelines.animator import Animator
 from flowportrait.provenance.inspection import inspect_provenance
@@ -41,14 +32,86 @@ from flowportrait.provenance.watermark import add_watermark, find_watermark
 Frames = Iterable[np.ndarray]
 
 
-def scaled(frames: Frames, share: float) -> Iterator[np.ndarray]:
-    """Every frame at ``share`` of its size."""
+@dataclass(frozen=True)
+class WatermarkOptions:
+    """Whether the watermark survives, whether it is ever found where it is not, and what it costs.
+
+    Marked material: portraits animated at 512 px for 4 s, and real footage of 1 s. "survival" writes it as ``animate``
+    does and then changes it; "formats" tells what every kind of output carries; "false-alarms" searches unmarked
+    footage at every zoom and shift; "cost" is processor time of one core for the same frames with and without marks.
+    """
+
+    data: Path
+    """Folder of footage with portraits, speech and videos."""
+    part: tuple[Literal["cost", "formats", "survival", "false-alarms"], ...] = (
+        "cost", "formats", "survival", "false-alarms",
+    )  # fmt: skip
+    portraits: int = 13
+    clips: int = 40
+    """Marked clips of real footage."""
+    unmarked: int = 200
+    """Unmarked clips of real footage."""
+
+
+def watermark(options: WatermarkOptions, record: Record) -> None:
+    use_one_thread()
+    footage = [path for folder in ("anchors", "grid", "clips") for path in sorted(options.data.glob(f"{folder}/*.mp4"))]
+    random.Random(0).shuffle(footage)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if {"cost", "formats", "survival"} & set(options.part):
+            animator, photos = Animator.from_pretrained("rl"), picture_paths(options.data / "portraits")
+            speech = _read_speech(options.data)
+            if "cost" in options.part:
+                _measure_cost(animator, read_image(photos[0]), speech, folder, record)
+        if {"formats", "survival"} & set(options.part):
+            videos = []
+            for photo in photos[: options.portraits]:
+                try:
+                    videos.append(list(animator.animate(read_image(photo), speech, size=512)))
+                except BadInput as error:
+                    record.note(f"{photo.name} is left out: {error}")
+            real = [list(islice(iter_frames(path), 25)) for path in footage[: options.clips]]
+            for title, clips in (("animated portraits", videos), ("real footage", real)):
+                if clips and "formats" in options.part:
+                    _measure_formats(title, clips, folder, record)
+                if clips and "survival" in options.part:
+                    _measure_survival(title, clips, folder, record)
+    if "false-alarms" in options.part:
+        unmarked = footage[options.clips : options.clips + options.unmarked]
+        if not unmarked:
+            raise BadInput(f"No unmarked videos are left in {options.data}: give fewer --clips, or more footage.")
+        margins = [_margin(path) for path in unmarked]
+        record.add("unmarked footage", "found", sum(margin > 0 for margin in margins), group="false alarms",
+                   n=len(margins))  # fmt: skip
+        record.add("unmarked footage", "searched", len(margins), group="false alarms")
+        record.add("unmarked footage", "largest margin", max(margins), unit="σ", group="false alarms")
+
+
+def _read_speech(data: Path) -> np.ndarray:
+    recordings = sorted((data / "speech").glob("*.wav"))
+    if not recordings:
+        raise BadInput(f"No wav files in {data / 'speech'}: give a folder that has some.")
+    return read_audio(recordings[0])[: 4 * SAMPLE_RATE]
+
+
+def _margin(path: Path) -> float:
+    """Return by how many standard deviations the score of the mark is above the threshold."""
+    match = find_watermark(iter_frames(path))
+    return match.score - match.threshold
+
+
+# --- Survival ---------------------------------------------------------------------------
+
+
+def _scale(frames: Frames, share: float) -> Iterator[np.ndarray]:
+    """Yield every frame at ``share`` of its size."""
     for frame in frames:
         yield cv2.resize(frame, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
 
 
-def cropped(frames: Frames, share: float) -> Iterator[np.ndarray]:
-    """A square of ``share`` of each side, off the middle."""
+def _crop(frames: Frames, share: float) -> Iterator[np.ndarray]:
+    """Yield a rectangle of ``share`` of each side, off the middle."""
     for frame in frames:
         height, width = frame.shape[:2]
         top, left = round(0.35 * (1 - share) * height), round(0.6 * (1 - share) * width)
@@ -60,144 +123,82 @@ CHANGES: dict[str, tuple[Callable[[Frames], Frames], int]] = {
     "H.264 crf 23": (lambda frames: frames, 23),
     "H.264 crf 28": (lambda frames: frames, 28),
     "H.264 crf 33": (lambda frames: frames, 33),
-    "half size, crf 23": (lambda frames: scaled(frames, 0.5), 23),
-    "half size, crf 28": (lambda frames: scaled(frames, 0.5), 28),
-    "cropped to 70 %, crf 23": (lambda frames: cropped(frames, 0.7), 23),
-    "cropped to 70 %, half size, crf 23": (lambda frames: scaled(cropped(frames, 0.7), 0.5), 23),
+    "half size, crf 23": (lambda frames: _scale(frames, 0.5), 23),
+    "half size, crf 28": (lambda frames: _scale(frames, 0.5), 28),
+    "cropped to 70 %, crf 23": (lambda frames: _crop(frames, 0.7), 23),
+    "cropped to 70 %, half size, crf 23": (lambda frames: _scale(_crop(frames, 0.7), 0.5), 23),
 }
+"""Changes of a marked video, and the quality at which it is written again; 0: not at all."""
 
 
-def survival(name: str, clips: list[list[np.ndarray]], folder: Path) -> None:
-    """Print the share of marked clips in which the mark is found, after every change."""
-    print(f"\n{name}: {len(clips)} clips of about {len(clips[0])} frames, {clips[0][0].shape[1]} px wide", flush=True)
-    psnr, largest, growth = [], 0, []
-    scores: dict[str, list[float]] = {change: [] for change in CHANGES}
-    found = dict.fromkeys(CHANGES, 0)
+def _measure_survival(title: str, clips: list[list[np.ndarray]], folder: Path, record: Record) -> None:
+    group, psnr, growth, largest = f"{title}, survival", list[float](), list[float](), 0
+    margins: dict[str, list[float]] = {change: [] for change in CHANGES}
+    written, bare, changed = (folder / f"{name}.mp4" for name in ("written", "bare", "changed"))
     for frames in clips:
-        done = list(add_watermark(frames))
-        change = np.stack(done).astype(np.int16) - np.stack(frames)
-        psnr.append(10 * np.log10(255**2 / np.square(change, dtype=np.float32).mean()))
-        largest = max(largest, int(np.abs(change).max()))
-        written, bare = folder / "written.mp4", folder / "bare.mp4"
-        write_video(written, done, None)
+        marked = list(add_watermark(frames))
+        difference = np.stack(marked).astype(np.int16) - np.stack(frames)
+        psnr.append(10 * np.log10(255**2 / np.square(difference, dtype=np.float32).mean()))
+        largest = max(largest, int(np.abs(difference).max()))
+        write_video(written, marked, None)
         write_video(bare, frames, None)
         growth.append(written.stat().st_size / bare.stat().st_size)
-        for title, (change_frames, crf) in CHANGES.items():
-            path = written
+        for change, (change_frames, crf) in CHANGES.items():
             if crf:
-                path = folder / "changed.mp4"
-                write_video(path, change_frames(iter_frames(written)), None, crf=crf)
-            finding = find_watermark(iter_frames(path))
-            found[title] += finding.found
-            scores[title].append(finding.score - finding.threshold)
-    for title in CHANGES:
-        print(
-            f"  {title:36s} found {found[title]}/{len(clips)}   margin {np.median(scores[title]):+.1f} sigma",
-            flush=True,
-        )
-    print(f"  PSNR {np.mean(psnr):.1f} dB, at most {largest} steps of 255, file {np.mean(growth):.2f} times as large")
+                write_video(changed, change_frames(iter_frames(written)), None, crf=crf)
+            margins[change].append(_margin(changed if crf else written))
+    _add_margins(record, group, margins)
+    record.add("mark", "PSNR", float(np.mean(psnr)), unit="dB", group=f"{title}, mark", n=len(clips))
+    record.add("mark", "largest change", largest, unit="of 255", group=f"{title}, mark")
+    record.add("mark", "file size", float(np.mean(growth)), unit="times unmarked", group=f"{title}, mark", n=len(clips))
 
 
-def formats(name: str, clips: list[list[np.ndarray]], folder: Path) -> None:
-    """Print what each kind of output carries: tags, manifest, and the share of clips in which the mark is found."""
-    print(f"\n{name}, by format: {len(clips)} clips, {clips[0][0].shape[1]} px wide", flush=True)
-    provenance = Provenance(VideoOrigin("portrait"), self_signed())
-    for title in (*OUTPUT_FORMATS, "stream .mp4", "stream .webm"):
-        path, found = folder / f"format{title.split()[-1]}", []
+def _add_margins(record: Record, group: str, margins: dict[str, list[float]]) -> None:
+    for system, values in margins.items():
+        record.add(system, "found", sum(value > 0 for value in values), unit=f"of {len(values)}", group=group)
+        record.add(system, "median margin", float(np.median(values)), unit="σ", group=group, n=len(values))
+
+
+# --- Formats and cost -------------------------------------------------------------------
+
+
+def _measure_formats(title: str, clips: list[list[np.ndarray]], folder: Path, record: Record) -> None:
+    provenance, group = Provenance(VideoOrigin("portrait"), self_signed()), f"{title}, formats"
+    for system in (*OUTPUT_FORMATS, "stream .mp4", "stream .webm"):
+        path, found = folder / f"format{system.split()[-1]}", []
         for frames in clips:
-            if title.startswith("stream"):
+            if system.startswith("stream"):
                 sidecar_path(path).unlink(missing_ok=True)
-                write_video_stream(
-                    path, add_watermark(frames), lambda i: np.zeros(640, np.float32), tags=provenance.origin.tags()
-                )
+                silence, tags = np.zeros(SAMPLES_PER_FRAME, np.float32), provenance.origin.tags()
+                write_video_stream(path, add_watermark(frames), lambda i, silence=silence: silence, tags=tags)
             else:
                 write_video_with_provenance(path, frames, None, provenance)
             found.append(inspect_provenance(path))
-        signature = found[0].signature
-        signed = "none" if not signature.intact else "beside it" if signature.sidecar else "in it"
-        margin = np.median([one.watermark.score - one.watermark.threshold for one in found])
-        seen = sum(one.watermark.found for one in found)
-        tags = "yes" if all(one.tagged for one in found) else "no"
-        mark = f"mark {seen}/{len(clips)} {margin:+.1f} sigma"
-        print(f"  {title:12s} tags {tags}  manifest {signed:9s}  {mark}", flush=True)
+        count = f"of {len(clips)}"
+        signed = [one.signature for one in found if one.signature.intact]
+        record.add(system, "tags", sum(one.tagged for one in found), unit=count, group=group)
+        record.add(system, "manifest inside", sum(not one.sidecar for one in signed), unit=count, group=group)
+        record.add(system, "manifest beside", sum(bool(one.sidecar) for one in signed), unit=count, group=group)
+        _add_margins(record, group, {system: [one.watermark.score - one.watermark.threshold for one in found]})
 
 
-def false_alarms(paths: list[Path]) -> None:
-    """Print how many unmarked videos are said to carry the mark, and how near the rest come."""
-    margins = []
-    for path in paths:
-        finding = find_watermark(iter_frames(path))
-        margins.append(finding.score - finding.threshold)
-    alarms = sum(margin > 0 for margin in margins)
-    print(f"\nunmarked real footage: {alarms}/{len(margins)} false alarms, the nearest at {max(margins):+.1f} sigma")
-
-
-def cost(animator: Animator, photo: np.ndarray, speech: np.ndarray, folder: Path) -> None:
-    """Print what each part costs in processor time, and all of it against drawing and writing alone."""
+def _measure_cost(animator: Animator, photo: np.ndarray, speech: np.ndarray, folder: Path, record: Record) -> None:
     path, provenance = folder / "cost.mp4", Provenance(VideoOrigin("portrait"), self_signed())
+    assert provenance.credential is not None
+    credential, origin = provenance.credential, provenance.origin
     frames = list(animator.animate(photo, speech, size=512))
-    done = list(add_watermark(frames))
-    spent = {
-        "draw": seconds(lambda: list(animator.animate(photo, speech, size=512))),
-        "write": seconds(lambda: write_video(path, frames, speech)),
-        "mark": seconds(lambda: list(add_watermark(frames))),
-        "write marked": seconds(lambda: write_video(path, done, speech, tags=provenance.origin.tags())),
-        "sign": seconds(lambda: sign_video(path, provenance.origin, provenance.credential)),
+    marked = list(add_watermark(frames))
+    work: dict[str, Callable[[], object]] = {
+        "drawing": lambda: list(animator.animate(photo, speech, size=512)),
+        "writing": lambda: write_video(path, frames, speech),
+        "marking": lambda: list(add_watermark(frames)),
+        "writing marked frames": lambda: write_video(path, marked, speech, tags=origin.tags()),
+        "signing": lambda: sign_video(path, origin, credential),
     }
-    print(
-        "\ncost at 512 px: " + ", ".join(f"{k} {1000 * v / len(frames):.2f}" for k, v in spent.items()) + " ms a frame"
-    )
-    more = spent["mark"] + spent["write marked"] - spent["write"] + spent["sign"]
-    print(
-        f"  provenance adds {more / (spent['draw'] + spent['write']):.1%} to drawing and writing {len(frames)} frames"
-    )
-
-
-def seconds(job: Callable[[], object], repeats: int = 5) -> float:
-    """Processor time, best of five: other work on the machine only ever adds."""
-    times = []
-    for _ in range(repeats):
-        started = time.process_time()
-        job()
-        times.append(time.process_time() - started)
-    return min(times)
-
-
-def main() -> None:
-    """Everything."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, default=os.environ.get("FLOWPORTRAIT_DATA"), required=False)
-    parser.add_argument("--portraits", type=int, default=13)
-    parser.add_argument("--clips", type=int, default=40)
-    parser.add_argument("--unmarked", type=int, default=200)
-    parser.add_argument("--formats", action="store_true", help="only what each kind of output carries")
-    options = parser.parse_args()
-    data = Path(options.data)
-    torch.set_num_threads(1)
-    animator = Animator.from_pretrained("rl")
-    speech = read_audio(sorted((data / "speech").glob("*.wav"))[0])[: 4 * 16_000]
-    photos = [read_image(path) for path in sorted((data / "portraits").glob("*.*"))[: options.portraits]]
-    footage = sorted(data.glob("anchors/*.mp4")) + sorted(data.glob("grid/*.mp4")) + sorted(data.glob("clips/*.mp4"))
-    random.Random(0).shuffle(footage)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if photos and not options.formats:
-            cost(animator, photos[0], speech, folder)
-        performances = []
-        for photo in photos:
-            try:
-                performances.append(list(animator.animate(photo, speech, size=512)))
-            except BadInput as error:
-                print(f"skipped: {error}")
-        real = [list(islice(iter_frames(path), 25)) for path in footage[: options.clips]]
-        for title, clips in (("animated portraits", performances), ("real footage, marked", real)):
-            if clips:
-                formats(title, clips, folder)
-                if not options.formats:
-                    survival(title, clips, folder)
-        if options.unmarked and not options.formats:
-            false_alarms(footage[options.clips : options.clips + options.unmarked])
-
-
-if __name__ == "__main__":
-    main()
+    spent = {}
+    for system, job in work.items():
+        spent[system] = processor_seconds(job, repeats=5)
+        record.add(system, "processor", 1000 * spent[system] / len(frames), unit="ms/frame", group="cost at 512 px")
+    more = spent["marking"] + spent["writing marked frames"] - spent["writing"] + spent["signing"]
+    share = more / (spent["drawing"] + spent["writing"])
+    record.add("provenance", "share of drawing and writing", 100 * share, unit="%", group="cost", n=len(frames))

@@ -95,18 +95,19 @@ class Record:
 
     def print(self) -> None:
         """Print a table for every group: a line per system, a column per metric."""
+        from rich.markup import escape
         from rich.table import Table
 
         for group in dict.fromkeys(row.group for row in self.rows):
             rows = [row for row in self.rows if row.group == group]
             metrics = list(dict.fromkeys((row.metric, row.unit) for row in rows))
-            table = Table(title=group or None, title_justify="left")
+            table = Table(title=escape(group) or None, title_justify="left")
             table.add_column("")
             for metric, unit in metrics:
-                table.add_column(f"{metric} [{unit}]" if unit else metric, justify="right")
+                table.add_column(escape(f"{metric} [{unit}]" if unit else metric), justify="right")
             for system in dict.fromkeys(row.system for row in rows):
                 cells = {(row.metric, row.unit): format_row(row, unit=False) for row in rows if row.system == system}
-                table.add_row(system, *(cells.get(metric, "") for metric in metrics))
+                table.add_row(escape(system), *(cells.get(metric, "") for metric in metrics))
             print_table(table)
         for note in self.notes:
             print(note)

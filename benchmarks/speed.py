@@ -1,233 +1,333 @@
-"""What making a video costs, stage by stage, and how soon a live one begins.
-
-    python benchmarks/speed.py [--image PHOTO] [--checkpoint rl] [--seconds 8] [--size 512] [--crop]
-                               [--against OTHER_SRC] [--live 60] [--compile]
-    python benchmarks/speed.py --video CLIP
-    python benchmarks/speed.py --onnx [--checkpoint rl]
-
-Stages are timed alone, in processor time of one core, which other work on the machine changes least; ``two cores`` is
-their sum over two, what a quiet machine would give if nothing waited. ``whole`` is one call of everything as
-``animate`` does it, in processor time of all its threads (and by the clock). ``--against`` runs the same in a process
-with another version of the package (a folder with ``flowportrait`` in it), before and after ours, and prints ratios.
-``--video``: from a video to motion instead (decoding, tracking, the 30 numbers). ``--onnx``: the exported step beside
-the generator itself.
-``--live``: sound in pieces of 40 ms; 95 % quantile per frame, time to the first frame, memory at a tenth and the end.
-"""
+"""Costs of making videos: the stages of ``animate``, the start of the program, the renderer."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from PIL import Image
+from scipy.io import wavfile
 from skimage.data import astronaut
-from stream import PIECE, babble, per_chunk
 
+from benchmarks.material import use_one_thread
+from benchmarks.record import ROOT, Record
+from benchmarks.timing import (
+    add_comparison,
+    find_source,
+    peak_memory,
+    processor_seconds,
+    run_python,
+    stopwatch,
+)
+from flowportrait.commands.options import Flag, OptionalPath
 from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.media.crop import paste_back
-from flowportrait.media.faces import FaceTracker
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
-from flowportrait.media.video import iter_frames
-from flowportrait.media.write_video import write_video
-from flowportrait.models.arflow import ARFlow, load_generator
-from flowportrait.models.sampler import GenerationSession, OnnxStep, export_step, sample_chunks
-from flowportrait.pipelines.animator import Animator
-from flowportrait.provenance.manifest import VideoOrigin, self_signed, sign_video
-from flowportrait.provenance.publish import Provenance, write_video_with_provenance
-from flowportrait.provenance.watermark import Watermark
-from flowportrait.rendering.motion_basis import MotionBasis
-from flowportrait.rendering.renderer import MotionCodec
+from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames
 
-PROVENANCE = ("watermark", "signing")
+MS = 1000.0
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--image", type=Path)
-    options.add_argument("--checkpoint", default="rl")
-    options.add_argument("--seconds", type=float, default=8)
-    options.add_argument("--size", type=int, default=512)
-    options.add_argument("--crop", action="store_true", help="the face square alone, not pasted back")
-    options.add_argument("--against", type=Path)
-    options.add_argument("--live", type=float, default=0, metavar="SECONDS")
-    options.add_argument("--compile", action="store_true", help="also time the flow head compiled")
-    options.add_argument("--video", type=Path, help="time encoding of this clip, and nothing else")
-    options.add_argument("--onnx", action="store_true", help="time the exported step, and nothing else")
-    options.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
-    given = options.parse_args()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    if given.video:
-        encoding(given.video)
+def babble(seconds: float) -> np.ndarray:
+    """Return noise in syllables of a quarter of a second, 16 kHz."""
+    time_ = np.arange(round(SAMPLE_RATE * seconds)) / SAMPLE_RATE
+    noise = np.random.default_rng(0).normal(size=len(time_))
+    return (noise * 0.05 * (1 + np.sin(8 * np.pi * time_))).astype(np.float32)
+
+
+# --- Stages of animate ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SpeedOptions:
+    """What a frame of video costs, stage by stage, in processor time of one core.
+
+    Stages are timed alone. "everything" is one call as ``animate`` makes it, in processor time of all its threads and
+    by the clock. With --against, another version of the package takes turns with this one in processes of their own.
+    """
+
+    image: OptionalPath = None
+    """Photo; a picture that comes with scikit-image by default."""
+    checkpoint: str = "rl"
+    seconds: float = 8
+    """Length of the speech."""
+    size: int = 512
+    """Side of the face square in pixels."""
+    crop: Flag = False
+    """The face square alone, not pasted back."""
+    video: OptionalPath = None
+    """Measure instead how fast this clip becomes motion: decoding, tracking, the 30 numbers."""
+    against: OptionalPath = None
+    """Another checkout, or its folder src."""
+    repeats: int = 3
+    """Rounds with --against."""
+
+
+EVERYTHING, CLOCK = "everything", "everything, by the clock"
+
+
+def speed(options: SpeedOptions, record: Record) -> None:
+    use_one_thread()
+    if options.video is not None:
+        _measure_tracking(options.video, record)
         return
-    if given.onnx:
-        exported(load_generator(given.checkpoint).requires_grad_(False))
+    if options.against is not None:
+        _compare_stages(options, record)
         return
-    if given.json:
-        print(json.dumps(stages(given)))
-        return
-    others = [elsewhere(given)] if given.against else []
-    ours = stages(given)
-    if given.against:
-        others.append(elsewhere(given))
-    show(ours, others)
-    model = load_generator(given.checkpoint).requires_grad_(False)
-    cached, anew = per_chunk(model, cached=True), per_chunk(model, cached=False)
-    print(f"generator per chunk: {1e3 * cached:.1f} ms, without the cache {1e3 * anew:.1f} ms ({anew / cached:.1f} x)")
-    if given.compile:
-        plain = per_chunk(model, cached=True, ahead=False)
-        model.compile_head()
-        per_chunk(model, cached=True, ahead=False)
-        fused = per_chunk(model, cached=True, ahead=False)
-        print(f"  level by level {1e3 * plain:.1f} ms, with a compiled flow head {1e3 * fused:.1f} ms")
-    if given.live:
-        live(model, photo(given), given)
+    stages = _time_stages(options)
+    for stage, ms in stages.items():
+        record.add(stage, "processor", ms, unit="ms/frame")
+    total = sum(ms for stage, ms in stages.items() if stage not in (EVERYTHING, CLOCK))
+    drawing = stages["rendering"] + stages["retouch"]
+    record.add("all stages", "two cores", 2 * MS / total, unit="frames/s", group="frames per second")
+    record.add("drawing alone", "two cores", 2 * MS / drawing, unit="frames/s", group="frames per second")
+    record.add(CLOCK, "as measured", MS / stages[CLOCK], unit="frames/s", group="frames per second")
+    share = (stages["watermark"] + stages["signing"]) / total
+    record.add("watermark and signing", "share of all stages", 100 * share, unit="%", group="provenance")
 
 
-def photo(given: argparse.Namespace) -> np.ndarray:
-    return read_image(given.image) if given.image else astronaut()
+def _time_stages(options: SpeedOptions) -> dict[str, float]:
+    """Return milliseconds per frame by stage."""
+    from flowportrait.media.crop import FramePaster
+    from flowportrait.media.write_video import write_video
+    from flowportrait.pipelines.animator import Animator
+    from flowportrait.provenance.manifest import VideoOrigin, self_signed, sign_video
+    from flowportrait.provenance.publish import Provenance, write_video_with_provenance
+    from flowportrait.provenance.watermark import Watermark
+    from flowportrait.rendering.renderer import MotionCodec
 
+    animator, image = Animator.from_pretrained(options.checkpoint), _photo(options.image)
+    sound = babble(options.seconds)
+    frames, table = len(sound) // SAMPLES_PER_FRAME, dict[str, float]()
 
-def stages(given: argparse.Namespace) -> dict[str, float]:
-    """Milliseconds per frame by stage; ``whole`` and ``clock`` of everything together."""
-    animator, image = Animator.from_pretrained(given.checkpoint), photo(given)
-    sound = babble(round(given.seconds))
-    list(animator.motion(sound[: 2 * SAMPLE_RATE]))
-    table: dict[str, float] = {}
-
-    def timed(name: str, work: Callable[[], Any], frames: int) -> Any:
-        began = time.process_time()
-        result = work()
-        table[name] = 1e3 * (time.process_time() - began) / frames
+    def time_stage(name: str, work: Callable[[], Any]) -> Any:
+        with stopwatch() as spent:
+            result = work()
+        table[name] = MS * spent.processor / frames
         return result
 
-    frames = len(sound) * 25 // SAMPLE_RATE
-    motion = timed("features and generation", lambda: torch.cat(list(animator.motion(sound))), frames)
-    portrait = Portrait.from_image(image, given.size)
-    renderer = MotionCodec(portrait).renderer
-    plain = MotionCodec(portrait, retouch=False)
-    points = plain.landmarks(motion)
-    renderer.draw(points[0])
-    bare = timed("rendering", lambda: [plain.renderer.draw(target) for target in points], frames)
-    drawn = timed("retouch", lambda: [renderer.draw(target) for target in points], frames)
+    list(animator.motion(sound[: 2 * SAMPLE_RATE]))
+    motion = time_stage("features and generation", lambda: torch.cat(list(animator.motion(sound))))
+    portrait = Portrait.from_image(image, options.size)
+    renderer, plain = MotionCodec(portrait).renderer, MotionCodec(portrait, retouch=False)
+    landmarks = plain.landmarks(motion)
+    renderer.draw(landmarks[0])
+    time_stage("rendering", lambda: [plain.renderer.draw(points) for points in landmarks])
+    drawn = time_stage("retouch", lambda: [renderer.draw(points) for points in landmarks])
     table["retouch"] = max(0.0, table["retouch"] - table["rendering"])
-    del bare
-    if not given.crop:
-        paste = paster(portrait)
-        drawn = timed("paste-back", lambda: [paste(frame) for frame in drawn], frames)
+    if not options.crop:
+        paste = FramePaster(portrait.image, portrait.to_crop, len(portrait.crop))
+        height, width = (side // 2 * 2 for side in portrait.image.shape[:2])
+        drawn = time_stage("paste-back", lambda: [paste(frame)[:height, :width] for frame in drawn])
     mark = Watermark(*drawn[0].shape[:2])
-    marked = timed("watermark", lambda: [mark(frame) for frame in drawn], frames)
+    marked = time_stage("watermark", lambda: [mark(frame) for frame in drawn])
     origin, credential = VideoOrigin("portrait"), self_signed()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "a.mp4"
-        timed("encoding", lambda: write_video(path, marked, sound, tags=origin.tags()), frames)
-        timed("signing", lambda: sign_video(path, origin, credential), frames)
-        began = time.monotonic()
-        made = animator.animate(image, sound, size=given.size, crop=given.crop)
-        timed("whole", lambda: write_video_with_provenance(path, made, sound, Provenance(origin, credential)), frames)
-        table["clock"] = 1e3 * (time.monotonic() - began) / frames
-    return table
+        path = Path(folder) / "video.mp4"
+        time_stage("encoding", lambda: write_video(path, marked, sound, tags=origin.tags()))
+        time_stage("signing", lambda: sign_video(path, origin, credential))
+        with stopwatch() as spent:
+            made = animator.animate(image, sound, size=options.size, crop=options.crop)
+            write_video_with_provenance(path, made, sound, Provenance(origin, credential))
+    return table | {EVERYTHING: MS * spent.processor / frames, CLOCK: MS * spent.clock / frames}
 
 
-def paster(portrait: Portrait) -> Callable[[np.ndarray], np.ndarray]:
-    """As ``animate`` pastes, in this version of the package or an older one."""
-    height, width = (side // 2 * 2 for side in portrait.image.shape[:2])
-    try:
-        from flowportrait.media.crop import FramePaster
-    except ImportError:
-        return lambda frame: paste_back(portrait.image, frame, portrait.to_crop)[:height, :width]
-    paste = FramePaster(portrait.image, portrait.to_crop, len(portrait.crop))
-    return lambda frame: paste(frame)[:height, :width]
+def _compare_stages(options: SpeedOptions, record: Record) -> None:
+    assert options.against is not None
+    words = ["-m", "benchmarks", "speed"]
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if field.name in ("against", "video", "repeats") or value in (None, False):
+            continue
+        text = str(value.resolve() if isinstance(value, Path) else value)
+        words += [f"--{field.name}"] if value is True else [f"--{field.name}", text]
+    versions = {"before": find_source(options.against), "now": ROOT / "src"}
+    times: dict[str, list[dict[str, float]]] = {name: [] for name in versions}
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "speed.json"
+        for number in range(options.repeats):
+            for name in sorted(versions, reverse=number % 2 == 1):  # neither version is always the first
+                run_python([*words, "--record", str(result)], versions[name])
+                rows = json.loads(result.read_text())["rows"]
+                times[name].append({row["system"]: row["value"] for row in rows if row["metric"] == "processor"})
+    for stage in times["now"][0]:
+        add_comparison(record, stage, "ms/frame", *([own[stage] for own in times[name]] for name in ("now", "before")))
 
 
-def elsewhere(given: argparse.Namespace) -> dict[str, float]:
-    """The same by another version of the package."""
-    words = [word for word in sys.argv if word != "--compile"] + ["--json"]
-    where = os.environ | {"PYTHONPATH": str(given.against.resolve())}
-    told = subprocess.run([sys.executable, *words], env=where, check=True, capture_output=True, text=True)
-    return json.loads(told.stdout.splitlines()[-1])
+def _measure_tracking(video: Path, record: Record) -> None:
+    from flowportrait.media.faces import FaceTracker
+    from flowportrait.rendering.motion_basis import MotionBasis
 
-
-def show(ours: dict[str, float], others: list[dict[str, float]]) -> None:
-    """A row per stage; provenance is a share of all stages."""
-    print(f"load {os.getloadavg()[0]:.0f}; ms per frame")
-    for name, took in ours.items():
-        before = [other[name] for other in others if name in other]
-        ratio = f"   before {np.mean(before):6.1f}  ({np.mean(before) / took:.1f} x)" if before else ""
-        print(f"  {name:26s} {took:6.1f}{ratio}")
-    parts = {name: took for name, took in ours.items() if name not in ("whole", "clock")}
-    total = sum(parts.values())
-    drawing = parts["rendering"] + parts["retouch"]
-    share = sum(parts[name] for name in PROVENANCE) / total
-    print(f"  sum {total:.1f} ms: {2000 / total:.0f} frames/s on two cores; drawing alone {2000 / drawing:.0f}")
-    print(f"  provenance {share:.1%}; by the clock {1000 / ours['clock']:.1f} frames/s")
-
-
-def encoding(video: Path) -> None:
-    """Video to motion, the tracker's start included and apart."""
     began = time.process_time()
     with FaceTracker() as tracker:
         opened = time.process_time()
         faces = tracker.track(iter_frames(video))
     MotionBasis.load().encode(faces.landmarks, faces.blendshapes)
-    frames, each = len(faces.valid), 1e3 * (time.process_time() - opened)
-    print(f"{frames} frames: {each / frames:.1f} ms each, {1e3 * frames / each:.0f} frames/s on one core, "
-          f"{2e3 * frames / each:.0f} on two; the tracker starts in {1e3 * (opened - began):.0f} ms")  # fmt: skip
+    ms = MS * (time.process_time() - opened) / len(faces.valid)
+    record.add("video to motion", "processor", ms, unit="ms/frame", n=len(faces.valid))
+    record.add("video to motion", "one core", MS / ms, unit="frames/s")
+    record.add("start of the tracker", "processor", MS * (opened - began), unit="ms")
 
 
-@torch.no_grad()
-def exported(model: ARFlow, chunks: int = 22) -> None:
-    """The step as ONNX Runtime runs it, from the same noise."""
-    condition = model.condition(torch.randn(1, 4 * model.config.chunk * chunks, 80))
-    began = time.process_time()
-    ours = torch.cat(list(sample_chunks(model, condition, [7])), 1)
-    taken = time.process_time() - began
+def _photo(path: Path | None) -> np.ndarray:
+    return read_image(path) if path else np.asarray(astronaut())
+
+
+# --- Start-up ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StartupOptions:
+    """What the program costs before it works: processor seconds of fresh processes, and of one whole short video.
+
+    Every row is a process of its own, started --repeats times, in turn with the same row of --against; the least
+    counts, user and system time of all its threads.
+    """
+
+    against: OptionalPath = None
+    """Another checkout, or its folder src."""
+    repeats: int = 3
+    seconds: float = 7.5
+    """Length of the speech of the video."""
+    quick: Flag = False
+    """Leave out the video."""
+
+
+_COMMAND = "import sys; from flowportrait.cli import main; sys.exit(main(sys.argv[1:]))"
+_PREPARE = """
+import sys
+from pathlib import Path
+from flowportrait import Animator
+from flowportrait.media.image import read_image
+from flowportrait.media.portrait import Portrait
+Animator.from_pretrained("rl")
+Portrait.from_image(read_image(Path(sys.argv[1])), None)
+"""
+
+
+def startup(options: StartupOptions, record: Record) -> None:
+    versions = [ROOT / "src", *([find_source(options.against)] if options.against else [])]
     with tempfile.TemporaryDirectory() as folder:
-        export_step(model, Path(folder) / "step.onnx")
-        step = OnnxStep(Path(folder) / "step.onnx")
-        began = time.process_time()
-        theirs = torch.cat(list(sample_chunks(model, condition, [7], step=step)), 1)
-        exported_taken = time.process_time() - began
-    apart = (ours - theirs).abs().max()
-    print(f"chunk: {1e3 * taken / chunks:.1f} ms, exported {1e3 * exported_taken / chunks:.1f} ms "
-          f"({taken / exported_taken:.1f} x); {apart:.1e} deviations apart at most")  # fmt: skip
+        photo, speech, video = (str(Path(folder) / name) for name in ("photo.png", "speech.wav", "video.mp4"))
+        Image.fromarray(astronaut()).save(photo)
+        wavfile.write(speech, SAMPLE_RATE, (32767 * _hum(options.seconds)).astype(np.int16))
+        command = ["-c", _COMMAND]
+        processes = {
+            "import torch (for comparison)": ["-c", "import torch"],
+            "import flowportrait": ["-c", "import flowportrait"],
+            "flowportrait --help": [*command, "--help"],
+            "flowportrait animate --help": [*command, "animate", "--help"],
+            "flowportrait posttrain recipes": [*command, "posttrain", "recipes"],
+            "flowportrait posttrain policies": [*command, "posttrain", "policies"],
+            "from flowportrait import Animator": ["-c", "from flowportrait import Animator"],
+            "an Animator and a portrait": ["-c", _PREPARE, photo],
+        }
+        if not options.quick:
+            words = ["animate", "--image", photo, "--audio", speech, "--output", video]
+            processes[f"animate, {options.seconds:g} s of speech"] = [*command, *words]
+        for name, process in processes.items():
+            rounds = [[run_python(process, source).processor for source in versions] for _ in range(options.repeats)]
+            add_comparison(record, name, "s", *zip(*rounds, strict=True))
 
 
-@torch.no_grad()
-def live(model: Any, image: np.ndarray, given: argparse.Namespace) -> None:
-    """A stream: everything done for a chunk over its frames, in processor time and by the clock."""
-    codec = MotionCodec(Portrait.from_image(image, given.size))
-    sound = babble(round(given.live))
-    list(codec.decode(torch.zeros(4, 30)))
-    session, taken, memory = GenerationSession(model), [], []
-    pieces = np.split(sound, range(PIECE, len(sound), PIECE))
-    for index, piece in enumerate(pieces):
-        began = np.array([time.process_time(), time.monotonic()])
-        frames = sum(1 for motion in session.push(piece) for _ in codec.decode(motion))
-        if frames:
-            taken.append(1e3 * (np.array([time.process_time(), time.monotonic()]) - began) / frames)
-        if index in (len(pieces) // 10, len(pieces) - 1):
-            memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    for name, per in zip(("processor", "clock"), np.array(taken).T, strict=True):
-        print(f"live, {name}: per frame median {np.median(per):.1f} ms, 95 % {np.quantile(per, 0.95):.1f} ms; first "
-              f"chunk of 4 {4 * per[0]:.0f} ms after enough sound")  # fmt: skip
-    print(f"memory {memory[0]:.0f} MB after a tenth, {memory[-1]:.0f} MB after {len(sound) / SAMPLE_RATE:.0f} s")
+def _hum(seconds: float) -> np.ndarray:
+    """Return a tone of 150 Hz that swells three times a second, with a little noise."""
+    time_ = np.arange(int(SAMPLE_RATE * seconds)) / SAMPLE_RATE
+    voice = 0.2 * np.sin(300 * np.pi * time_) * (1 + np.sin(6 * np.pi * time_))
+    return np.asarray(voice + 0.01 * np.random.default_rng(0).standard_normal(len(time_))).clip(-1, 1)
 
 
-if __name__ == "__main__":
-    main()
+# --- The renderer -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """What a drawn frame costs at several sizes, with and without the retouching network.
+
+    At 512 px it is held against the textbook piecewise-affine warp of the same mesh (one cv2.warpAffine and one mask
+    per triangle, without eyes or mouth), which should lose.
+    """
+
+    size: tuple[int, ...] = (256, 512, 768, 1024)
+    """Sides in pixels."""
+    frames: int = 60
+
+
+def render(options: RenderOptions, record: Record) -> None:
+    from flowportrait.rendering.mesh import HeadMesh
+    from flowportrait.rendering.renderer import Renderer
+
+    use_one_thread()
+    for size in options.size:
+        portrait, system = Portrait.from_image(astronaut(), size), f"{size} px"
+        with stopwatch() as preparation:
+            renderer = Renderer(portrait)
+        poses = _nodding(portrait.landmarks, options.frames)
+        renderer.draw(poses[0])
+        warp = _median_ms(Renderer(portrait, retouch=False).draw, poses)
+        record.add(system, "warp", warp, unit="ms")
+        record.add(system, "with retouching", _median_ms(renderer.draw, poses), unit="ms")
+        with stopwatch() as spent:
+            count = sum(1 for _ in renderer(poses))
+        record.add(system, "two threads", count / spent.clock, unit="frames/s")
+        record.add(system, "two cores alone", 2 * count / spent.processor, unit="frames/s")
+        record.add(system, "preparation", preparation.clock, unit="s")
+        record.add(system, "peak memory", peak_memory(), unit="MB")
+        if size == 512:
+            mesh = HeadMesh(portrait.crop, portrait.landmarks)
+
+            def loop(pose: np.ndarray, mesh: HeadMesh = mesh, image: np.ndarray = portrait.crop) -> None:
+                _warp_by_triangles(image, mesh.source, mesh(pose), mesh.triangles)
+
+            naive = _median_ms(loop, poses[:8])
+            record.add("warp, one triangle at a time", "processor", naive, unit="ms", group="512 px")
+            record.add("warp, one triangle at a time", "times the warp", naive / warp, group="512 px")
+
+
+def _median_ms(draw: Callable[[np.ndarray], object], poses: np.ndarray) -> float:
+    """Return the median processor time of a call in milliseconds."""
+    return MS * float(np.median([processor_seconds(lambda pose=pose: draw(pose)) for pose in poses]))
+
+
+def _nodding(landmarks: np.ndarray, frames: int) -> np.ndarray:
+    """Return a nodding head with lips that open and close, ``[T, 478, 3]`` px."""
+    from scipy.spatial.transform import Rotation
+
+    from flowportrait.rendering.face_regions import INNER_LOWER, INNER_UPPER
+
+    centre = landmarks.mean(0) + np.array([0, 40, 90])
+    poses = []
+    for t in range(frames):
+        points = landmarks.astype(np.float64)
+        points[INNER_LOWER[1:-1], 1] += 12 * np.sin(t) ** 2
+        points[INNER_UPPER[1:-1], 1] -= 3 * np.sin(t) ** 2
+        angles = [8 * np.sin(0.3 * t), 5 * np.sin(0.2 * t), 3 * np.sin(0.1 * t)]
+        turn = Rotation.from_euler("yxz", angles, degrees=True).as_matrix()
+        poses.append((points - centre) @ turn.T + centre)
+    return np.array(poses)
+
+
+def _warp_by_triangles(image: np.ndarray, source: np.ndarray, target: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    """Return the piecewise-affine warp, one triangle at a time."""
+    result = image.copy()
+    for triangle in triangles:
+        here, there = source[triangle].astype(np.float32), target[triangle, :2].astype(np.float32)
+        x, y, w, h = cv2.boundingRect(there)
+        x, y, w, h = max(x, 0), max(y, 0), min(x + w, image.shape[1]), min(y + h, image.shape[0])
+        if w <= x or h <= y:
+            continue
+        matrix = cv2.getAffineTransform(here, there - np.array([x, y], np.float32))
+        patch = cv2.warpAffine(image, matrix, (w - x, h - y), borderMode=cv2.BORDER_REPLICATE)
+        mask = np.zeros((h - y, w - x), np.uint8)
+        cv2.fillConvexPoly(mask, np.round(there - [x, y]).astype(np.int32), 1)
+        region = result[y:h, x:w]
+        region[mask > 0] = patch[mask > 0]
+    return result

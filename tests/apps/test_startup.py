@@ -1,5 +1,5 @@
 """What a command imports before it answers: modules rather than seconds are counted, which vary from machine to
-machine; ``benchmarks/startup.py`` measures the seconds."""
+machine; ``python -m benchmarks startup`` measures the seconds."""
 
 from __future__ import annotations
 

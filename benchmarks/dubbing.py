@@ -1,99 +1,121 @@
-"""What redrawing a mouth in a video costs the picture: ``python benchmarks/dubbing.py --corpus CORPUS --data FOOTAGE``.
-
-Each frame of an unseen speaker gets the lips of a later frame of the same clip, which shows what should come out.
-Rows: the frame as it was (must lose), redrawn by the warp and the mouth layers, and with the retouching network over
-them, as ``animate --video`` does. ``--sheet`` puts frame, drawings and truth of every clip side by side.
-
-``--cuts N``: N videos of two speakers with a hard cut between them, tracked and dubbed from the file. Rows: the frames
-as they were, the video taken for one shot (must lose), shot by shot as it ships, and each speaker's part as a video of
-its own (the goal); last columns within four frames of the cut. ``--portraits FOLDER``: portraits that the camera sees
-from the side, drawn turning by 20 degrees to either side and then dubbed; there is no truth, so flicker is over that of
-the video before.
-
-    mouth      distance of the lower-face window from the later frame's (``reenact.py``), each in its own head's place
-    flicker    mean change from frame to frame inside the mouth, over the later frames' own
-    seam       mean difference of neighbouring pixels in a band around the redrawn region, over the untouched frame's
-"""
+"""Mouths that are redrawn in videos: what it costs the picture, and what is seen to be before the mouth."""
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import tempfile
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-import tyro
-from reenact import INNER, Scene, between, change, distance, features, read_scenes
-from reenact import Options as Footage
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-from sheets import motion
 
-from flowportrait.evaluation.statistics import bootstrap_ratio
+from benchmarks.material import picture_paths, read_dev_names, use_one_thread
+from benchmarks.picture import arkit_motion
+from benchmarks.record import Record
+from benchmarks.scenes import (
+    Scene,
+    add_drawings,
+    frame_change,
+    mouth_error,
+    mouth_features,
+    mouth_interior,
+    read_scenes,
+)
+from flowportrait.commands.options import OptionalPath
+from flowportrait.errors import BadInput
 from flowportrait.media.crop import apply_affine
-from flowportrait.media.faces import face_yaw, interpolate_missing_frames
+from flowportrait.media.faces import FaceTracker, face_yaw, interpolate_missing_frames
 from flowportrait.media.image import read_image
+from flowportrait.media.occlusion import COVERED_THRESHOLD, OCCLUSION_VIEW, OcclusionDetector, covered_lower_face_share
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
 from flowportrait.rendering.dubbing import DubbedVideo, MouthMemory, redraw_mouth
-from flowportrait.rendering.footage import track_face_in_video
+from flowportrait.rendering.footage import OCCLUDED_SHARE, occluded_frames, track_face_in_video
 from flowportrait.rendering.motion_basis import LOWER_FACE, MotionBasis
 from flowportrait.rendering.mouth_geometry import WINDOW_HEIGHT, WINDOW_WIDTH, cut_mouth_window, mouth_window_transform
 from flowportrait.rendering.renderer import MotionCodec
 from flowportrait.rendering.retouch import MouthWindows
 
-NEAR = 4
-"""Frames before and after a cut that are told apart."""
-
-ASIDE = 15.0
-"""Degrees of yaw from which a portrait is seen from the side."""
+# --- Redrawn mouths ---------------------------------------------------------------------
 
 LATER = 8
 """Frames (0.32 s): by then lips say something else, while head and light are about the same."""
+NEAR_CUT = 4
+"""Frames before and after a cut that have figures of their own."""
+SIDE_VIEW = 15.0
+"""Degrees of yaw from which a portrait is seen from the side."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """What is measured."""
+class DubbingOptions:
+    """Measure what redrawing the mouth in a video costs the picture.
+
+    Each frame of an unseen speaker gets the lips of a later frame of the clip, which shows what should come out. Must
+    lose: the unchanged frame. Then the warp with mouth layers, and with retouching, as it ships. With cuts: videos of
+    two speakers, as one shot (must lose), shot by shot, and each part alone (ceiling), also within four frames of the
+    cut. With portraits: photos seen from the side that turn by 20 degrees, over the video before dubbing.
+    """
 
     corpus: Path
+    """Prepared corpus."""
     data: Path
+    """Footage that it was prepared from."""
     clips: int = 8
+    """Clips of dev speakers."""
     frames: int = 20
-    # redrawn per clip
-    sheet: Path | None = None
-    # PNG to be looked at
+    """Frames of each that are redrawn."""
     cuts: int = 0
-    # videos with a cut
-    portraits: Path | None = None
-    # folder of photos, for turned heads
+    """Videos of two speakers with a cut between them."""
+    portraits: OptionalPath = None
+    """Folder of photos; those seen from the side are turned."""
+    sheet: OptionalPath = None
+    """PNG of the middle frame of every clip: truth, unchanged and redrawn, to look at."""
 
 
-def nothing(windows: MouthWindows) -> tuple[torch.Tensor, torch.Tensor]:
-    """A network that retouches nothing."""
-    return torch.zeros_like(windows.base[:, :2]), torch.zeros_like(windows.base)
+class LaterLips:
+    """The frames of a scene, and what they should become: the same frames with the lips of later ones."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.frames, self.landmarks = scene.frames[:-LATER], scene.landmarks[:-LATER]
+        basis = MotionBasis.load()
+        motion, identity = basis.encode(scene.landmarks, scene.blendshapes)
+        spoken = motion[:-LATER].clone()
+        spoken[:, LOWER_FACE] = motion[LATER:, LOWER_FACE]
+        moved = basis.decode(spoken, identity) - basis.decode(motion[:-LATER], identity)
+        self.target = self.landmarks + moved.numpy()
+        self._matrices = [mouth_window_transform(points) for points in self.target]
+        self._inside = [mouth_interior(p, m) for p, m in zip(self.target, self._matrices, strict=True)]
+        later = [mouth_window_transform(points) for points in scene.landmarks[LATER:]]
+        self.true = [cut_mouth_window(frame, m) for frame, m in zip(scene.frames[LATER:], later, strict=True)]
+        inside = [mouth_interior(p, m) for p, m in zip(scene.landmarks[LATER:], later, strict=True)]
+        self._true_change = frame_change(self.true, inside)
+
+    def windows(self, drawn: list[np.ndarray]) -> list[np.ndarray]:
+        """Return the lower faces of drawn frames."""
+        return [cut_mouth_window(frame, m) for frame, m in zip(drawn, self._matrices, strict=True)]
+
+    def compare(self, drawn: list[np.ndarray], near: slice | None = None) -> dict[str, float]:
+        """Return figures; ``near``: the frames that also have figures of their own."""
+        windows = self.windows(drawn)
+        figures = {
+            "mouth error": mouth_error(mouth_features(windows), mouth_features(self.true)),
+            "flicker": frame_change(windows, self._inside) / self._true_change,
+            "seam": redrawn_seam(drawn, self.frames),
+        }
+        if near is not None:
+            figures["mouth error near cut"] = mouth_error(
+                mouth_features(windows[near]), mouth_features(self.true[near])
+            )
+            figures["flicker near cut"] = frame_change(windows[near], self._inside[near]) / self._true_change
+        return figures
 
 
-def later_lips(scene: Scene) -> np.ndarray:
-    """Landmarks ``[T - LATER, 478, 3]`` px: each frame's own, with the lips of LATER frames on."""
-    basis = MotionBasis.load()
-    own, identity = basis.encode(scene.landmarks, scene.blendshapes)
-    spoken = own[:-LATER].clone()
-    spoken[:, LOWER_FACE] = own[LATER:, LOWER_FACE]
-    moved = basis.decode(spoken, identity) - basis.decode(own[:-LATER], identity)
-    return scene.landmarks[:-LATER] + moved.numpy()
-
-
-def seam(drawn: list[np.ndarray], frames: list[np.ndarray]) -> float:
-    """Steps between neighbouring pixels where the redrawn region ends, over the same in the untouched frames."""
+def redrawn_seam(drawn: list[np.ndarray], frames: list[np.ndarray]) -> float:
+    """Return the step between neighbouring pixels where the redrawn region ends, over that in the unchanged frames."""
     sums = np.zeros(2)
     for new, old in zip(drawn, frames, strict=True):
         touched = (np.abs(new.astype(int) - old).max(2) > 1).astype(np.uint8)
@@ -106,153 +128,236 @@ def seam(drawn: list[np.ndarray], frames: list[np.ndarray]) -> float:
     return float(sums[0] / sums[1]) if sums[1] else 1.0
 
 
-class Goal:
-    """What should come out of one scene: its frames with the lips of later ones."""
+def dubbing(options: DubbingOptions, record: Record) -> None:
+    """Measure single shots, then cuts, then turned heads."""
+    use_one_thread()
+    length = options.frames + LATER
+    results, pictures = [], []
+    for scene in read_scenes(options.corpus, options.data, options.clips, length):
+        figures, picture = redraw_scene(scene)
+        results.append(figures)
+        pictures.append(picture)
+    if results:
+        add_drawings(record, results, "warp, mouth layers", f"{len(results)} clips", median=True)
+    if options.sheet and pictures:
+        cv2.imwrite(str(options.sheet), np.vstack(pictures)[..., ::-1])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if options.cuts:
+            scenes = list(map(to_square, read_scenes(options.corpus, options.data, 2 * options.cuts, length)))
+            results = []
+            for pair in zip(scenes[::2], scenes[1::2], strict=True):
+                try:
+                    results.append(dub_cut(pair, folder, record))
+                except BadInput as error:
+                    record.note(f"{pair[0].name} and {pair[1].name} are left out: {error}")
+            if results:
+                add_drawings(record, results, "each part alone", f"{len(results)} cuts", median=True)
+        if options.portraits:
+            scene = next(read_scenes(options.corpus, options.data, 1, length))
+            spoken, _ = MotionBasis.load().encode(scene.landmarks, scene.blendshapes)
+            for path in picture_paths(options.portraits):
+                portrait = Portrait.from_image(read_image(path))
+                yaw = float(face_yaw(portrait.landmarks))
+                if abs(yaw) > SIDE_VIEW:
+                    for metric, value in dub_turning_head(portrait, spoken, folder).items():
+                        record.add(f"{path.stem}, {yaw:.0f} degrees", metric, value, group="turned heads")
 
-    def __init__(self, scene: Scene) -> None:
-        self.frames, self.landmarks = scene.frames[:-LATER], scene.landmarks[:-LATER]
-        self.target = later_lips(scene)
-        self._matrices = [mouth_window_transform(points) for points in self.target]
-        places = [mouth_window_transform(points) for points in scene.landmarks[LATER:]]
-        self.true = [cut_mouth_window(frame, m) for frame, m in zip(scene.frames[LATER:], places, strict=True)]
-        self._inside = [between(p, m, INNER) for p, m in zip(self.target, self._matrices, strict=True)]
-        seen = [between(p, m, INNER) for p, m in zip(scene.landmarks[LATER:], places, strict=True)]
-        self._true_change = change(self.true, seen)
 
-    def windows(self, drawn: list[np.ndarray]) -> list[np.ndarray]:
-        """The lower faces of drawn frames."""
-        return [cut_mouth_window(frame, m) for frame, m in zip(drawn, self._matrices, strict=True)]
+def redraw_scene(scene: Scene) -> tuple[dict[str, dict[str, float]], np.ndarray]:
+    """Return the figures of each way of redrawing, and a picture of the middle frame in each."""
+    goal = LaterLips(scene)
 
-    def __call__(self, drawn: list[np.ndarray], near: slice | None = None) -> dict[str, float]:
-        """Figures; ``near``: frames of which mouth and flicker are told apart."""
-        windows = self.windows(drawn)
-        told = {
-            "mouth": distance(features(windows), features(self.true)),
-            "flicker": change(windows, self._inside) / self._true_change,
-            "seam": seam(drawn, self.frames),
-        }
-        if near is not None:
-            told["mouth, near"] = distance(features(windows[near]), features(self.true[near]))
-            told["flicker, near"] = change(windows[near], self._inside[near]) / self._true_change
-        return told
+    def no_retouching(windows: MouthWindows) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros_like(windows.base[:, :2]), torch.zeros_like(windows.base)
 
+    def redraw(memory: MouthMemory) -> list[np.ndarray]:
+        return [redraw_mouth(*each, memory) for each in zip(goal.frames, goal.landmarks, goal.target, strict=True)]
 
-def rows(scene: Scene) -> tuple[dict[str, dict[str, float]], np.ndarray]:
-    """Figures of each way, and a picture of the middle frame in each."""
-    goal = Goal(scene)
-    frames, old, target = goal.frames, goal.landmarks, goal.target
-    memory, plain = (MouthMemory.from_video(frames, old, network) for network in (None, nothing))
-    ways = {
-        "the frame as it was": frames,
-        "warp + mouth layers": [redraw_mouth(*each, plain) for each in zip(frames, old, target, strict=True)],
-        "+ retouching, as it ships": [redraw_mouth(*each, memory) for each in zip(frames, old, target, strict=True)],
+    systems = {
+        "unchanged frame": goal.frames,
+        "warp, mouth layers": redraw(MouthMemory.from_video(goal.frames, goal.landmarks, no_retouching)),
+        "retouched, as it ships": redraw(MouthMemory.from_video(goal.frames, goal.landmarks, None)),
     }
-    middle = len(frames) // 2
-    picture = [goal.true[middle], *(goal.windows(drawn)[middle] for drawn in ways.values())]
-    result = {name: goal(drawn) for name, drawn in ways.items()}
-    return result, cv2.resize(np.hstack(picture), None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
+    middle = len(goal.frames) // 2
+    picture = np.hstack([goal.true[middle], *(goal.windows(drawn)[middle] for drawn in systems.values())])
+    figures = {name: goal.compare(drawn) for name, drawn in systems.items()}
+    return figures, cv2.resize(picture, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
 
 
-def square(scene: Scene) -> Scene:
-    """The scene at 256 x 256 px, so that any two fit into one video."""
+def to_square(scene: Scene) -> Scene:
+    """Return the scene at 256 x 256 px, so that any two fit into one video."""
     scale = np.array([256 / scene.frames[0].shape[1], 256 / scene.frames[0].shape[0]])
     frames = [cv2.resize(frame, (256, 256), interpolation=cv2.INTER_AREA) for frame in scene.frames]
     matrix = np.column_stack([np.diag(scale), (scale - 1) / 2])
     return replace(scene, frames=frames, landmarks=apply_affine(matrix, scene.landmarks))
 
 
-def cut_rows(pair: tuple[Scene, Scene], folder: Path) -> dict[str, dict[str, float]]:
-    """Figures of one video of two speakers."""
-    goals, basis = [Goal(scene) for scene in pair], MotionBasis.load()
+def dub_cut(pair: tuple[Scene, Scene], folder: Path, record: Record) -> dict[str, dict[str, float]]:
+    """Return the figures of one video of two speakers, tracked and dubbed from its file."""
+    goals, basis = [LaterLips(scene) for scene in pair], MotionBasis.load()
     lips = [basis.encode(scene.landmarks, scene.blendshapes)[0][LATER:] for scene in pair]
+    both, cut = [*goals[0].frames, *goals[1].frames], len(goals[0].frames)
 
     def dub(frames: list[np.ndarray], spoken: torch.Tensor, one_shot: bool = False) -> list[np.ndarray]:
         write_video(folder / "video.mp4", frames, None, crf=8)
         footage = track_face_in_video(folder / "video.mp4")
-        found.append(footage.starts)
+        if frames is both and footage.starts != [0, cut]:
+            record.note(f"{pair[0].name} and {pair[1].name}: shots begin at {footage.starts}, not at {[0, cut]}.")
         return list(DubbedVideo(replace(footage, starts=[0]) if one_shot else footage, [spoken]))
 
-    found: list[list[int]] = []
-    both, change_at = [*goals[0].frames, *goals[1].frames], len(goals[0].frames)
-    ways = {
-        "the frame as it was": both,
+    systems = {
+        "unchanged frame": both,
         "as one shot": dub(both, torch.cat(lips), one_shot=True),
         "shot by shot, as it ships": dub(both, torch.cat(lips)),
-        "each part by itself": [
-            frame for goal, part in zip(goals, lips, strict=True) for frame in dub(goal.frames, part)
-        ],
-    }  # fmt: skip
-    if found[1] != [0, change_at]:
-        print(f"cuts found at {found[1]}, not at {change_at}")
+        "each part alone": [f for goal, part in zip(goals, lips, strict=True) for f in dub(goal.frames, part)],
+    }
     result = {}
-    for name, drawn in ways.items():
-        told = [
-            goals[0](drawn[:change_at], slice(change_at - NEAR, None)),
-            goals[1](drawn[change_at:], slice(0, NEAR)),
+    for name, drawn in systems.items():
+        parts = [
+            goals[0].compare(drawn[:cut], slice(cut - NEAR_CUT, None)),
+            goals[1].compare(drawn[cut:], slice(0, NEAR_CUT)),
         ]
-        result[name] = {key: float(np.mean([part[key] for part in told])) for key in told[0]}
+        result[name] = {key: float(np.mean([part[key] for part in parts])) for key in parts[0]}
     return result
 
 
-def turned_figures(portrait: Portrait, spoken: torch.Tensor, folder: Path) -> dict[str, float]:
-    """Figures of a video in which a portrait turns, dubbed."""
-    codec = MotionCodec(portrait)
-    turns = [motion({"headYaw": 20 * np.sin(2 * np.pi * t / len(spoken))}) for t in range(len(spoken))]
-    write_video(folder / "turning.mp4", codec.decode(torch.cat(turns)), None, crf=8)
-    frames = list(iter_frames(folder / "turning.mp4"))
-    footage = track_face_in_video(folder / "turning.mp4")
+def dub_turning_head(portrait: Portrait, spoken: torch.Tensor, folder: Path) -> dict[str, float]:
+    """Return the figures of a video in which a portrait turns by 20 degrees to either side, dubbed."""
+    codec, path = MotionCodec(portrait), folder / "turning.mp4"
+    turns = [arkit_motion({"headYaw": 20 * np.sin(2 * np.pi * t / len(spoken))}) for t in range(len(spoken))]
+    write_video(path, codec.decode(torch.cat(turns)), None, crf=8)
+    frames, footage = list(iter_frames(path)), track_face_in_video(path)
     drawn = list(DubbedVideo(footage, [spoken]))
     landmarks = interpolate_missing_frames(footage.faces.landmarks, footage.faces.valid)
     matrices = [mouth_window_transform(points) for points in landmarks]
     whole = [np.ones((WINDOW_HEIGHT, WINDOW_WIDTH), np.float32)] * len(frames)
     old, new = ([cut_mouth_window(f, m) for f, m in zip(each, matrices, strict=True)] for each in (frames, drawn))
-    figures = {"flicker": change(new, whole) / change(old, whole), "seam": seam(drawn, frames)}
-    return figures | {"seen": float(footage.faces.valid.mean())}
+    return {
+        "flicker": frame_change(new, whole) / frame_change(old, whole),
+        "seam": redrawn_seam(drawn, frames),
+        "faces found": float(footage.faces.valid.mean()),
+    }
 
 
-def show(results: list[dict[str, dict[str, float]]], against: str, title: str) -> None:
-    """Print means with bootstrap 95 % intervals over clips."""
-    base = np.array([r[against]["mouth"] for r in results])
-    others = [key for key in results[0][against] if key != "mouth"]
-    shown = Table("", "mouth ↓", f"of {against}", *others, title=title)
-    for name in results[0]:
-        column = {key: np.array([r[name][key] for r in results]) for key in results[0][name]}
-        ratio = bootstrap_ratio(column["mouth"], base, 1000)
-        share = f"{ratio.mean:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
-        figures = [f"{np.median(column[key]):.3f}" if "mouth" in key else f"{np.median(column[key]):.2f}"
-                   for key in others]  # fmt: skip
-        shown.add_row(name, f"{column['mouth'].mean():.4f}", share, *figures)
-    Console(width=130).print(shown)
+# --- What is before a mouth -------------------------------------------------------------
+
+FOLDERS, PHOTO_FOLDERS = ("talkvid", "hdtf", "celebv", "clips", "anchors", "grid"), ("celebamask", "london")
+SHARES = {"15 to 30 %": (0.15, 0.3), "30 to 60 %": (0.3, 0.6), "over 60 %": (0.6, 1.01)}
+"""Share of mouth and jaw that a drawn thing covers; what covers less is hardly before them."""
+STEP = 3
+DRAWN_THINGS = 400
 
 
-def main(options: Options) -> None:
-    """Measure and print."""
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    footage = Footage(options.corpus, options.data, clips=options.clips, frames=options.frames + LATER)
-    found = [rows(s) for s in track(read_scenes(footage, "dev", options.clips), "redrawing", options.clips)]
-    if found:
-        show([result for result, _ in found], "warp + mouth layers", f"{len(found)} clips")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if options.cuts:
-            scenes = [square(scene) for scene in read_scenes(footage, "dev", 2 * options.cuts)]
-            pairs = list(zip(scenes[::2], scenes[1::2], strict=True))
-            cuts = [cut_rows(pair, folder) for pair in track(pairs, "dubbing through cuts")]
-            show(cuts, "each part by itself", f"{len(cuts)} cuts")
-        if options.portraits:
-            scene = next(iter(read_scenes(footage, "dev", 1)))
-            spoken, _ = MotionBasis.load().encode(scene.landmarks, scene.blendshapes)
-            for path in sorted(options.portraits.iterdir()):
-                portrait = Portrait.from_image(read_image(path))
-                angle = float(face_yaw(portrait.landmarks))
-                if abs(angle) > ASIDE:
-                    figures = turned_figures(portrait, spoken, folder)
-                    told = ", ".join(f"{key} {value:.2f}" for key, value in figures.items())
-                    print(f"{path.stem}: turned by {angle:.0f} degrees, and by 20 to either side of that: {told}")
+@dataclass(frozen=True)
+class OcclusionOptions:
+    """Measure whether what is before a mouth is found, and nothing else.
+
+    People whom the network has not seen (dev). First the clips and photos as they are, where an alarm is false unless
+    the sheet shows that something is there. Then drawn things before the same mouths, by how much they cover.
+    """
+
+    data: Path
+    """Footage with split.tsv."""
+    clips: int = 60
+    """Clips of each folder; those of GRID are other sentences of a man whom the network has seen."""
+    photos: int = 170
+    """Photos of each folder."""
+    sheet: OptionalPath = None
+    """PNG of the 96 faces that look covered most."""
+    seed: int = 0
+    """Seed of the drawn things."""
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face as the network is shown it, and the share of it that is covered."""
+
+    view: np.ndarray
+    landmarks: np.ndarray
+    covered: float
+
+
+def find_faces(pictures: Iterable[np.ndarray], tracker: FaceTracker, detector: OcclusionDetector) -> list[Face]:
+    """Return the largest face of each picture that shows one."""
+    faces = []
+    for picture in pictures:
+        if found := tracker.detect(picture):
+            points = found[0][0]
+            faces.append(Face(OCCLUSION_VIEW.cut(picture, points), points, detector.covered_share(picture, points)))
+    return faces
+
+
+def occlusion(options: OcclusionOptions, record: Record) -> None:
+    """Measure false alarms, then what is found of drawn things."""
+    use_one_thread()
+    detector, everything, dev = OcclusionDetector(), list[Face](), set(read_dev_names(options.data))
+
+    def dev_files(folder: str) -> list[Path]:
+        files = [path for path in sorted((options.data / folder).iterdir()) if path.suffix in (".jpg", ".mp4", ".mpg")]
+        names = {path: (path.name, path.stem, path.stem.partition("_")[0]) for path in files}
+        return [path for path in files if any(f"{folder}/{name}" in dev for name in names[path])]
+
+    for folder in (name for name in FOLDERS if (options.data / name).is_dir()):
+        paths = dev_files(folder)
+        alarms, names = list[np.ndarray](), list[str]()
+        for path in paths[:: max(1, -(-len(paths) // options.clips))]:
+            with FaceTracker() as tracker:
+                faces = find_faces((f for i, f in enumerate(iter_frames(path)) if i % STEP == 0), tracker, detector)
+            if faces:
+                alarms.append(occluded_frames(np.array([face.covered for face in faces])))
+                names += [path.name] if alarms[-1].any() else []
+                everything += faces
+        if not alarms:
+            continue
+        add_alarms(record, folder, np.concatenate(alarms))
+        record.add(folder, "clips with an alarm", len(names), n=len(alarms), group="as they are")
+        if names:
+            record.note(f"{folder}: alarms in {', '.join(names)}.")
+    with FaceTracker(still=True) as tracker:
+        for folder in (name for name in ("portraits", *PHOTO_FOLDERS) if (options.data / name).is_dir()):
+            own = options.data / folder
+            paths = picture_paths(own) if folder == "portraits" else dev_files(folder)
+            faces = find_faces(map(read_image, paths[: options.photos]), tracker, detector)
+            add_alarms(record, f"{folder}, photos", np.array([face.covered > COVERED_THRESHOLD for face in faces]))
+            everything += faces
+    if not everything:
+        raise BadInput(f"{options.data} shows no face of a dev speaker: give footage with the folders of split.tsv.")
+    add_detection(record, everything, detector, options.seed)
     if options.sheet:
-        cv2.imwrite(str(options.sheet), np.vstack([picture for _, picture in found])[..., ::-1])
+        worst = sorted(everything, key=lambda face: -face.covered)[:96]
+        views = [cv2.resize(face.view, (128, 128), interpolation=cv2.INTER_CUBIC) for face in worst]
+        for view, face in zip(views, worst, strict=True):
+            cv2.putText(view, f"{face.covered:.2f}", (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 0))
+        views += [np.zeros_like(views[0])] * (-len(views) % 12)
+        rows = [np.hstack(views[start : start + 12]) for start in range(0, len(views), 12)]
+        cv2.imwrite(str(options.sheet), np.vstack(rows)[..., ::-1])
 
 
-if __name__ == "__main__":
-    main(tyro.cli(Options))
+def add_alarms(record: Record, system: str, alarms: np.ndarray) -> None:
+    """Add the share of faces that count as covered."""
+    if len(alarms):
+        share = 100 * float(alarms.mean())
+        record.add(system, "faces with an alarm", share, n=len(alarms), unit="%", group="as they are")
+
+
+def add_detection(record: Record, faces: list[Face], detector: OcclusionDetector, seed: int) -> None:
+    """Add the shares of drawn things that are found, by kind and by how much they cover."""
+    from tools.occluders import SHAPES, add_occluder
+
+    rng = np.random.default_rng(seed)
+    for kind in SHAPES:
+        found: dict[str, list[bool]] = defaultdict(list)
+        for _ in range(DRAWN_THINGS):
+            face, other = (faces[i] for i in rng.integers(len(faces), size=2))
+            picture, alpha = add_occluder(
+                face.view.astype(np.float32), OCCLUSION_VIEW, rng, other.view.astype(np.float32), kind
+            )
+            covers = covered_lower_face_share(alpha, face.landmarks)
+            share = detector.covered_share_of_view(picture.clip(0, 255).astype(np.uint8), face.landmarks)
+            for name, (low, high) in SHARES.items():
+                if low < covers <= high:
+                    found[name].append(share > OCCLUDED_SHARE)
+        for name in SHARES:
+            rate = 100 * float(np.mean(found[name])) if found[name] else None
+            record.add(kind, f"covers {name}", rate, n=len(found[name]), unit="%", group="drawn things that are found")

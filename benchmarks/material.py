@@ -7,6 +7,7 @@ is measured on ``headline_clips``, which nothing is chosen on.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from tyro import conf
 
 from flowportrait.data.corpus import FaceClip
 from flowportrait.errors import BadInput
+from flowportrait.evaluation.statistics import Estimate, bootstrap_mean
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 
@@ -62,6 +64,40 @@ def picture_paths(folder: Path) -> list[Path]:
     if not paths:
         raise BadInput(f"No pictures in {folder}: give a folder that has some.")
     return paths
+
+
+def read_dev_names(footage: Path) -> list[str]:
+    """Return what ``split.tsv`` of a footage folder lists as dev: files, photos without ending, or people.
+
+    Raises:
+        BadInput: there is no split.tsv.
+    """
+    if not (footage / "split.tsv").is_file():
+        raise BadInput(f"No split.tsv in {footage}: give footage that says who is dev.")
+    lines = (footage / "split.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    return [name for name, _, split in (line.split("\t") for line in lines) if split == "dev"]
+
+
+def measure_frames(
+    path: Path, frames: Iterable[np.ndarray], audio: np.ndarray, metrics: Collection[str]
+) -> dict[str, float]:
+    """Write a video, unless it is there already, and return figures of the evaluation; NaN where there is none."""
+    from flowportrait.evaluation.measure import measure_video
+    from flowportrait.media.write_video import write_video
+
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(path, frames, audio)
+    row = measure_video(path).row
+    values = {metric: row.get(metric) for metric in metrics}
+    return {key: float(value) if isinstance(value, int | float) else np.nan for key, value in values.items()}
+
+
+def mean_of_known(values: Sequence[float | None] | np.ndarray) -> Estimate | None:
+    """Return the mean of the finite values with its interval; None if there is none."""
+    known = np.array([np.nan if value is None else value for value in values], float)
+    known = known[np.isfinite(known)]
+    return bootstrap_mean(known) if len(known) else None
 
 
 def use_one_thread() -> None:

@@ -8,7 +8,7 @@
     borders       x'[t] = x[t] + a (x[t−1] − 2 x[t] + x[t+1]) for the two frames on either side of a border between
                   chunks, on lips, lids and gaze. A chunk begins where the last one ended, but not at its speed: without
                   this, lips and lids start anew six times a second, which is visible as trembling. With a = 0.15 the
-                  acceleration at borders is what it is inside chunks (``benchmarks/easing.py``)
+                  acceleration at borders is what it is inside chunks (``python -m benchmarks chunk-borders``)
 
 ``MotionPostprocessor`` does this for streams, ``postprocess_motion`` for whole sequences; both give the same
 result. ``Controls`` are what a

@@ -98,7 +98,7 @@ class MouthModel:
 #
 # How bright the teeth are relative to the skin. The mouth model knows this ratio for the skin it was trained on, but
 # enamel is white whatever the skin: across speakers the brightness of teeth hardly follows that of the skin (as its
-# power 0.2; ``benchmarks/mouth_light.py``).
+# power 0.2).
 #
 #     from a photo   (w / skin)^0.8,   w = √(white of the eyes / 0.9 · brightest of the picture / 1.62), at least one
 #     from a video   luma of the visible teeth / 1.16

@@ -101,11 +101,14 @@ MEASUREMENTS: dict[str, dict[str, str]] = {
         "sync-experts": "the two sync experts on speakers that neither learned from",
     },
     "judges": {
+        "judge": "what judging costs, and what the measured panel knows of damage and preferences",
         "judges": "judges that need no model: known damage, known preferences, cost",
     },
     "preferences": {
         "preferences": "reward models from preferences on unseen speakers",
-        "preference-methods": "Flow-DPO, Flow-RWR and Flow-NRG on unseen speakers",
+    },
+    "preference_methods": {
+        "preference-methods": "learning from preferences, and choosing by them, on unseen speakers",
     },
 }
 """Module of this folder → names of its measurements (functions with ``_`` for ``-``) → what each measures."""

@@ -1,117 +1,436 @@
-"""Supervised against post-trained on speakers, voices and portraits that nothing was trained on.
-
-    python benchmarks/heldout.py --corpus CORPUS --data FOOTAGE --output DIR [--checkpoints sft rl NAME=FOLDER …]
-
-Two tables, each with metrics.json, metrics.csv and report.html, all measured on finished mp4 files:
-
-``speakers``  clips of ``dev`` speakers (1.2 s): every checkpoint on their speech, next to their real motion drawn
-              through the same codec (the ceiling) and to motion that must lose.
-``voices``    four-second pieces of recordings of other voices, portraits in turn: checkpoints and a
-              loudness-driven jaw; there is no real video of them.
-
-The same prompt has the same seed in every system.
-"""
+"""Checkpoints on speakers, voices and portraits that nothing was trained on, measured on finished mp4 files."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from material import headline_clips as headline
-from rich.progress import track
 
+from benchmarks.drawing import codecs, draw, generate_motion, named_checkpoints, real_motion
+from benchmarks.material import HEADLINE_CLIPS, choice_clips, headline_clips, portraits
+from benchmarks.paired import compare_runs, group_runs, metric_title, pair
+from benchmarks.record import Record
+from flowportrait.commands.options import Files, Flag, Inputs, OptionalPath
+from flowportrait.config import override
 from flowportrait.corruption.motion import loudness_driven_jaw, negative_controls
+from flowportrait.data.corpus import FaceClip
+from flowportrait.errors import BadInput
 from flowportrait.evaluation.api import evaluate
+from flowportrait.evaluation.lip_sync import SHORT_MAX_OFFSET, PixelSyncExpert, sync_from_embeddings
+from flowportrait.evaluation.metrics import METRICS, REAL
+from flowportrait.evaluation.statistics import Estimate, bootstrap_mean
+from flowportrait.files import atomic_write, write_json
+from flowportrait.judges.learning import NO_OPINION_BAND
+from flowportrait.judges.measured_panel import MeasuredPanel
+from flowportrait.judges.rubric import ASPECT_WEIGHTS, CLIP_ASPECTS
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
-from flowportrait.media.image import read_image
-from flowportrait.media.portrait import Portrait
-from flowportrait.media.write_video import write_video
+from flowportrait.media.crop import mouth_patch
+from flowportrait.media.faces import FaceTracker
+from flowportrait.media.mel import log_mel, normalize_loudness
+from flowportrait.media.video import iter_frames
+from flowportrait.models.arflow import checkpoint_folder, load_generator
 from flowportrait.pipelines.animator import Animator
-from flowportrait.rendering.motion_basis import MotionBasis
+from flowportrait.preferences.dataset import DIMENSIONS
+from flowportrait.preferences.reward_model import MotionReward
 from flowportrait.rendering.renderer import MotionCodec
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import Reward
+from flowportrait.rewards.registry import build_reward
+from flowportrait.rewards.sync import LipSyncReward, MotionSyncExpert
+from flowportrait.rl.config import PostTrainConfig, Recipe
+from flowportrait.rl.post_trainer import PostTrainer
+from flowportrait.terminal import log, progress
 
+BASELINE = "sft"
 PIECE_SECONDS = 4
+"""Length of the pieces of other voices."""
+LONGEST_SECONDS = 60
+"""Part of a recording of another voice that is used."""
+WHOLE_SYSTEM_KEYS = ("ecs_pooled", "theval")
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--corpus", type=Path, required=True)
-    options.add_argument("--data", type=Path, required=True, help="footage folder with portraits/ and speech/")
-    options.add_argument("--output", type=Path, required=True)
-    options.add_argument("--checkpoints", nargs="+", default=["sft", "rl"], help="each a name, a folder or NAME=FOLDER")
-    options.add_argument("--only", choices=("speakers", "voices"))
-    options.add_argument("--clips", type=int, default=48, help="of unseen speakers")
-    options.add_argument("--pieces", type=int, default=28, help="of other voices")
-    given = options.parse_args()
-    portraits = sorted(path for path in (given.data / "portraits").iterdir() if path.suffix in (".jpg", ".png"))
-    codecs = [MotionCodec(Portrait.from_image(read_image(path), name=path.name)) for path in portraits]
-    animators = dict(map(called, given.checkpoints))
-    if given.only != "voices":
-        table(given.output / "speakers", speakers(given.corpus, given.clips, codecs, animators))
-    if given.only != "speakers":
-        table(given.output / "voices", voices(given.data / "speech", given.pieces, codecs, animators))
+# ── held-out speakers and voices ───────────────────────────────────────────────────────────────────────────────────
 
 
-def called(checkpoint: str) -> tuple[str, Animator]:
-    """A system by the name that is asked for, or that its checkpoint has."""
-    name, is_named, folder = checkpoint.partition("=")
-    return (name, Animator.from_pretrained(folder)) if is_named else (Path(name).name, Animator.from_pretrained(name))
+@dataclass(frozen=True)
+class HeldoutOptions:
+    """Compare checkpoints on unseen speakers, voices and portraits, clip by clip, on finished videos.
+
+    speakers: short clips of dev speakers. Still, shifted and loudness-driven motion should lose, and the speakers' own
+    motion drawn through the same codec should win. voices: four-second pieces of other voices, beside a jaw driven by
+    loudness, which should lose; there is no real motion. The same clip has the same seed and portrait in every system.
+    """
+
+    corpus: Path
+    """Prepared corpus with dev speakers."""
+    data: Path
+    """Footage folder with portraits/ and speech/."""
+    output: Path
+    """Folder of videos and reports; videos that are there are kept."""
+    checkpoints: tuple[str, ...] = ("sft", "rl")
+    """Each a name, a folder, NAME=FOLDER, or NAME@SEED=FOLDER for one of several runs of a system."""
+    against: tuple[str, ...] = ()
+    """Further changes, each A:B for system A from system B; all are compared with sft anyway."""
+    part: tuple[Literal["speakers", "voices"], ...] = ("speakers", "voices")
+    """What to measure on."""
+    clips: int = HEADLINE_CLIPS
+    """Clips of unseen speakers; up to the default, nothing was chosen on them."""
+    pieces: int = 16
+    """Pieces of other voices."""
 
 
-Take = tuple[str, str, MotionCodec, torch.Tensor, np.ndarray]
-"""System, clip name, whom to draw, motion, sound."""
+class Sample(NamedTuple):
+    """Motion of a system for the sound of a clip, and the portrait that it moves."""
+
+    system: str
+    clip: str
+    codec: MotionCodec
+    motion: torch.Tensor
+    audio: np.ndarray
 
 
-def speakers(corpus: Path, count: int, codecs: list[MotionCodec], animators: dict[str, Animator]) -> Iterator[Take]:
-    """Every system on clips of dev speakers."""
-    basis = MotionBasis.load()
-    clips = headline(corpus, count)
-    real = [basis.encode(clip.landmarks, clip.blendshapes)[0] for clip in clips.values()]
-    for index, ((name, clip), motion) in enumerate(zip(clips.items(), real, strict=True)):
-        codec, stem = codecs[index % len(codecs)], Path(name).stem
-        yield "real", stem, codec, motion, clip.audio
-        for system, track_ in negative_controls(motion, clip.audio, real[index - 1]).items():
-            yield system, stem, codec, track_, clip.audio
-        for system, animator in animators.items():
-            yield system, stem, codec, torch.cat(list(animator.motion(clip.audio, seed=index))), clip.audio
+def heldout(options: HeldoutOptions, record: Record) -> None:
+    """Draw and measure all systems, and add their metrics and changes from ``sft``."""
+    pairs = [_pair(word) for word in options.against]
+    people = [MotionCodec(portrait) for portrait in portraits(options.data)]
+    found = named_checkpoints(options.checkpoints)
+    animators = {name: Animator.from_pretrained(checkpoint) for name, checkpoint in found.items()}
+    if "speakers" in options.part:
+        samples = on_speakers(headline_clips(options.corpus, options.clips), people, animators)
+        measure(options.output / "speakers", samples, record, "speakers", pairs)
+    if "voices" in options.part:
+        samples = on_voices(options.data / "speech", options.pieces, people, animators)
+        measure(options.output / "voices", samples, record, "voices", pairs)
 
 
-def voices(folder: Path, count: int, codecs: list[MotionCodec], animators: dict[str, Animator]) -> Iterator[Take]:
-    """Checkpoints and the loudness jaw on pieces of unseen voices."""
-    pieces = []
+def _pair(word: str) -> tuple[str, str]:
+    one, colon, other = word.partition(":")
+    if not (one and colon and other):
+        raise BadInput(f"--against {word} names no two systems: write A:B, such as rl:sft.")
+    return one, other
+
+
+def on_speakers(
+    clips: Mapping[str, FaceClip], people: list[MotionCodec], animators: dict[str, Animator]
+) -> Iterator[Sample]:
+    """Yield the samples of every system on clips of unseen speakers."""
+    motions = [real_motion(clip) for clip in clips.values()]
+    for index, ((name, clip), motion) in enumerate(zip(clips.items(), motions, strict=True)):
+        codec = people[index % len(people)]
+        systems = {REAL: motion, **negative_controls(motion, clip.audio, motions[index - 1])}
+        systems |= {system: generate_motion(animator, clip.audio, index) for system, animator in animators.items()}
+        yield from (Sample(system, name, codec, own, clip.audio) for system, own in systems.items())
+
+
+def on_voices(folder: Path, count: int, people: list[MotionCodec], animators: dict[str, Animator]) -> Iterator[Sample]:
+    """Yield the samples of the checkpoints and of a loudness-driven jaw on pieces of other voices."""
+    length, pieces = PIECE_SECONDS * SAMPLE_RATE, []
     for path in sorted(folder.glob("*.wav")):
-        sound = read_audio(path)[: 60 * SAMPLE_RATE]
-        length = PIECE_SECONDS * SAMPLE_RATE
-        for i in range(max(1, len(sound) // length)):
-            pieces.append((f"{path.stem}_{i}", sound[i * length : (i + 1) * length]))
+        sound = read_audio(path)[: LONGEST_SECONDS * SAMPLE_RATE]
+        for place in range(max(1, len(sound) // length)):
+            pieces.append((f"{path.stem}_{place}", sound[place * length : (place + 1) * length]))
+    if not pieces:
+        raise BadInput(f"No recordings in {folder}: give a footage folder with speech/*.wav.")
     chosen = np.linspace(0, len(pieces) - 1, min(count, len(pieces))).astype(int)
-    for index, (stem, sound) in enumerate(pieces[i] for i in chosen):
-        codec = codecs[index % len(codecs)]
-        made = {system: torch.cat(list(a.motion(sound, seed=index))) for system, a in animators.items()}
-        for system, motion in made.items():
-            yield system, stem, codec, motion, sound
-        yield "loudness jaw", stem, codec, loudness_driven_jaw(next(iter(made.values())), sound), sound
+    for index, (clip, audio) in enumerate(pieces[place] for place in chosen):
+        codec = people[index % len(people)]
+        motions = {name: generate_motion(animator, audio, index) for name, animator in animators.items()}
+        motions["loudness jaw"] = loudness_driven_jaw(next(iter(motions.values())), audio)
+        yield from (Sample(system, clip, codec, motion, audio) for system, motion in motions.items())
 
 
-def table(output: Path, takes: Iterator[Take]) -> None:
-    """Draw every take to a file and measure all of them; files that are there already are kept."""
+def measure(
+    output: Path, samples: Iterator[Sample], record: Record, group: str, pairs: Sequence[tuple[str, str]] = ()
+) -> None:
+    """Draw samples to files, measure the files, write the evaluation's report, and add the comparison."""
     systems: dict[str, list[Path]] = {}
-    for system, stem, codec, motion, sound in track(takes, description=f"drawing {output.name}"):
-        path = output / "videos" / system.replace(" ", "_") / f"{stem}.mp4"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.is_file():
-            write_video(path, codec.decode(motion), sound)
+    for system, clip, codec, motion, audio in progress(samples, None):
+        path = output / "videos" / system.replace(" ", "_") / f"{clip}.mp4"
+        draw(path, codec, lambda own=motion: own, audio)
         systems.setdefault(system, []).append(path)
-    baseline = "sft" if "sft" in systems else None
-    summary = evaluate(systems, baseline=baseline, title=f"Held-out {output.name}").write(output)
-    found = summary["metrics"]
-    assert isinstance(found, dict)
-    for system, metrics in found.items():
-        print(system, {key: round(value["mean"], 4) for key, value in metrics.items()})
+    report = evaluate(systems, baseline=BASELINE if BASELINE in systems else None, title=f"Held-out {group}")
+    report.write(output)
+    keys = [metric.key for metric in METRICS]
+    compare_runs(record, report.rows, keys, baseline=BASELINE, group=group, pairs=pairs)
+    for system, estimates in report.comparison.estimates.items():
+        for key in WHOLE_SYSTEM_KEYS:
+            if key in estimates:
+                record.add(system, metric_title(key), estimates[key], group=f"{group}: whole systems")
 
 
-if __name__ == "__main__":
-    main()
+# ── the shipped recipe and its ablations ───────────────────────────────────────────────────────────────────────────
+
+SHIPPED, RANDOM = "shipped recipe", "random reward"
+SHARES, SPREAD_EYES, GRAFT_STEPS = (0.25, 0.75), 1.3, 400
+"""Of finishing: shares of sft and of the run, the factor on the noise of the eyes, steps of giving back the lips."""
+
+
+@dataclass(frozen=True)
+class ShippedOptions:
+    """Train the runs that rl is the mean of, the random-reward control, and the recipe without one of its rewards.
+
+    OUTPUT/NAME/SEED holds run/ (of flowportrait posttrain), checkpoint/ and, with --finish, finished/: a quarter of sft
+    and three quarters of the run, wider noise for the eyes, and the lips of sft. With --data, all of them are measured
+    on unseen speakers. The random-reward control has the same regions and weights; it and sft should lose.
+    """
+
+    corpus: Path
+    """Prepared corpus."""
+    prompts: Path
+    """Folder of prompts to train on."""
+    output: Path
+    """Folder of the runs; what is there is not done again."""
+    only: tuple[str, ...] = ()
+    """Some of: shipped recipe, random reward, without REWARD; all by default."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Random seeds, a run each."""
+    iterations: int = 60
+    """Iterations of a run."""
+    finish: Flag = False
+    """Also make of each run what would ship of it."""
+    features: OptionalPath = None
+    """The features.pt of a run of flowportrait pretrain, which saves computing them to finish."""
+    data: OptionalPath = None
+    """Footage folder with portraits/, to measure the runs."""
+    clips: int = HEADLINE_CLIPS
+    """Clips of unseen speakers to measure on."""
+
+
+def shipped(options: ShippedOptions, record: Record) -> None:
+    """Train every variant with every seed, and measure what came out."""
+    torch.set_num_threads(1)
+    recipe = PostTrainConfig.from_json(checkpoint_folder("rl") / "recipe.json")
+    names = options.only or variants(recipe)
+    if unknown := set(names) - set(variants(recipe)):
+        raise BadInput(f"--only {sorted(unknown)[0]} is none of {', '.join(variants(recipe))}.")
+    results: dict[str, Animator] = {}
+    for seed in options.seeds:
+        for name in names:
+            folder = options.output / name.replace(" ", "_") / str(seed)
+            if not (folder / "checkpoint").is_dir():
+                log(f"Training {name}, seed {seed}")
+                own = replace(variant(recipe, name), seed=seed, iterations=options.iterations, evaluate_every=1000)
+                PostTrainer(config=own, train_prompts=options.prompts, output_dir=folder / "run").train(resume=True)
+                shutil.copytree(folder / "run" / "checkpoint", folder / "checkpoint")
+            if options.finish and not (folder / "finished").is_dir():
+                finish(folder, options.corpus, options.features)
+            kind = "finished" if options.finish else "checkpoint"
+            results[f"{name}@{seed}"] = Animator.from_pretrained(folder / kind)
+            record.add(f"{name}@{seed}", "iterations", options.iterations, group="runs")
+    if options.data is not None:
+        people = [MotionCodec(portrait) for portrait in portraits(options.data)]
+        animators = {BASELINE: Animator.from_pretrained(BASELINE), **results}
+        samples = on_speakers(headline_clips(options.corpus, options.clips), people, animators)
+        pairs = [(name, RANDOM) for name in names if name != RANDOM]
+        measure(options.output / "speakers", samples, record, "speakers", pairs)
+
+
+def variants(recipe: Recipe) -> list[str]:
+    """Return the names of what can be trained: the recipe, its control, and its ablations."""
+    return [SHIPPED, RANDOM, *(f"without {reward}" for reward in recipe.rewards.by_name())]
+
+
+def variant(recipe: Recipe, name: str) -> Recipe:
+    """Return the recipe with the rewards of a variant."""
+    if name == SHIPPED:
+        return recipe
+    if name == RANDOM:
+        return recipe.with_random_rewards()
+    removed, rewards = name.removeprefix("without "), recipe.rewards
+    kept = {reward: weight for reward, weight in rewards.other.items() if reward != removed}
+    regions = {reward: region for reward, region in recipe.allocation.regions.items() if reward != removed}
+    return replace(
+        recipe,
+        rewards=replace(rewards, sync=0.0 if removed == "sync" else rewards.sync, other=kept),
+        allocation=replace(recipe.allocation, regions=regions),
+    )
+
+
+def finish(folder: Path, corpus: Path, features: Path | None) -> None:
+    """Make of a run's checkpoint what would ship of it."""
+    from tools.average_checkpoints import soup
+    from tools.graft_checkpoint import grafted
+
+    mixed = soup([load_generator("sft"), load_generator(folder / "checkpoint")], SHARES)
+    mixed.config = override(mixed.config, [f"spread_eyes={SPREAD_EYES}"])
+    grafted(load_generator("sft"), mixed, corpus, features, GRAFT_STEPS).save_pretrained(folder / "finished")
+
+
+# ── preferences of two measuring judges ────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class PreferredOptions:
+    """Count in how many pairs a finished video is preferred to that of sft with the same speech.
+
+    Two judges that measure: the measured panel (1 to 5 points; close grades are half a win) and the reward model that
+    learned from damage. Both belong to the rewards' side, and how often people agree with them is not known, so a share
+    says which way they lean. Negative controls among the systems should lose, real motion should win.
+    """
+
+    videos: Inputs
+    """The folder VIDEOS/SYSTEM/CLIP.mp4, as heldout leaves it."""
+    output: Path
+    """JSON file of the grades of every video; those that are there are not made again."""
+    baseline: str = BASELINE
+    """The system that the others are compared with."""
+    systems: tuple[str, ...] = ()
+    """Folders of the systems; all by default."""
+
+
+GRADES = ("panel", *(f"panel {aspect}" for aspect in CLIP_ASPECTS), "model", *(f"model {name}" for name in DIMENSIONS))
+
+
+def preferred(options: PreferredOptions, record: Record) -> None:
+    """Grade every video and add the share of pairs that each system wins."""
+    torch.set_num_threads(1)
+    if len(options.videos) != 1 or not options.videos[0].is_dir():
+        raise BadInput("Give one folder of videos, with a folder for each system.")
+    folder = options.videos[0]
+    others = options.systems or sorted(path.name for path in folder.iterdir() if path.name != options.baseline)
+    if missing := [name for name in (options.baseline, *others) if not any((folder / name).glob("*.mp4"))]:
+        raise BadInput(f"There are no videos in {folder / missing[0]}.")
+    grades: dict[str, dict[str, dict[str, float]]] = {}
+    if options.output.is_file():
+        grades = json.loads(options.output.read_text())
+    panel, model = MeasuredPanel(), MotionReward.load()
+    for name in (options.baseline, *others):
+        known = grades.setdefault(name, {})
+        left = [path for path in sorted((folder / name).glob("*.mp4")) if path.stem not in known]
+        for path in progress(left, len(left), f"grading {name}"):
+            known[path.stem] = grade(path, panel, model)
+        write_json(options.output, grades)
+    for name, runs in group_runs(others).items():
+        for key in GRADES:
+            share = preference_share([grades[run] for run in runs], grades[options.baseline], key)
+            record.add(name.replace("_", " "), key, share, group=f"share of pairs preferred to {options.baseline}")
+
+
+def grade(path: Path, panel: MeasuredPanel, model: MotionReward) -> dict[str, float]:
+    """Return the panel's grade of every aspect and the model's score of every dimension that can be measured."""
+    batch = RewardBatch.from_frames([np.stack(list(iter_frames(path)))], [read_audio(path)])
+    findings = panel.measure(batch, [False])[0]
+    found = {f"panel {aspect}": finding.score for aspect, finding in findings.items() if finding.score is not None}
+    if len(found) == len(CLIP_ASPECTS):
+        found["panel"] = sum(found[f"panel {aspect}"] * ASPECT_WEIGHTS[aspect] for aspect in CLIP_ASPECTS)
+    with torch.no_grad():
+        scores = model(batch.motion, batch.mel)[0].tolist()
+    found |= {f"model {name}": score for name, score in zip(DIMENSIONS, scores, strict=True)}
+    return found | {"model": sum(scores)}
+
+
+def preference_share(
+    runs: Sequence[Mapping[str, Mapping[str, float]]], baseline: Mapping[str, Mapping[str, float]], key: str
+) -> Estimate | None:
+    """Return the share of pairs won, ties as halves, over runs and clips; None without pairs."""
+    found = pair(runs, [baseline], key)
+    if found is None:
+        return None
+    tie = NO_OPINION_BAND if key.startswith("panel") else 0.0
+    margins = found.difference
+    return bootstrap_mean(np.where(np.abs(margins) <= tie, 0.5, margins > 0).astype(float))
+
+
+# ── selection by a reward ──────────────────────────────────────────────────────────────────────────────────────────
+
+SAMPLES = 8
+MOTION_ONLY_REWARDS = ("expressiveness", "tremor_lips")
+"""Rewards that do not hear the sound, to compare with."""
+
+
+@dataclass(frozen=True)
+class ProxyOptions:
+    """Measure what choosing the best of eight samples by a reward adds to the evaluation's lip sync.
+
+    Eight samples of sft for every sentence are drawn and scored by the evaluation's sync expert (LSE-C at offset zero),
+    and by rewards that read motion: the shipped sync expert, further ones, and their mean minus their spread, which is
+    a lower confidence bound. Rewards that do not hear should lose; the ceiling is choosing by the evaluation itself.
+    """
+
+    corpus: Path
+    """Prepared corpus: sentences of dev speakers, without those that shipped checkpoints are measured on."""
+    data: Path
+    """Footage folder with portraits/."""
+    output: Path
+    """Folder in which the samples are kept."""
+    experts: Files = ()
+    """Weights of further sync experts of the reward side."""
+    clips: int = 24
+    """Number of sentences."""
+
+
+def proxy(options: ProxyOptions, record: Record) -> None:
+    """Add the correlation with the evaluation inside the eight samples, and the gain of choosing, for every reward."""
+    torch.set_num_threads(1)
+    options.output.mkdir(parents=True, exist_ok=True)
+    kept = options.output / "samples.pt"
+    if not kept.is_file():
+        with atomic_write(kept) as partial:
+            torch.save(draw_samples(options), partial)
+    samples = torch.load(kept)
+    measured = samples["lse_c"].numpy()
+    usable = np.isfinite(measured).all(1)
+    measured = measured[usable] - measured[usable].mean(1, keepdims=True)
+    scores = {name: found[usable] for name, found in motion_rewards(samples, options.experts).items()}
+    for name, found in {**scores, "the evaluation itself": measured}.items():
+        centred = found - found.mean(1, keepdims=True)
+        r = (measured * centred).sum(1) / np.sqrt((measured**2).sum(1) * (centred**2).sum(1))
+        gain = np.take_along_axis(measured, found.argmax(1)[:, None], 1)[:, 0]
+        record.add(name, "correlation with LSE-C at 0", bootstrap_mean(r))
+        record.add(name, "best of eight adds to LSE-C at 0", bootstrap_mean(gain))
+    record.note(f"Spread of LSE-C at 0 inside the eight samples: {measured.std(1).mean():.4f}.")
+
+
+def draw_samples(options: ProxyOptions) -> dict[str, torch.Tensor]:
+    """Return motion ``[S, 8, T, 30]``, mel ``[S, 4T, 80]`` and the evaluation's LSE-C at zero ``[S, 8]``."""
+    people, animator = codecs(options.data), Animator.from_pretrained(BASELINE)
+    motions, mels, measured = [], [], []
+    clips = choice_clips(options.corpus, options.clips)
+    for index, clip in enumerate(progress(clips.values(), len(clips))):
+        own = [generate_motion(animator, clip.audio, SAMPLES * index + sample) for sample in range(SAMPLES)]
+        mel = log_mel(normalize_loudness(clip.audio))[: 4 * len(own[0])]
+        measured.append([lse_c_at_zero(people[index % len(people)], motion, mel) for motion in own])
+        motions.append(torch.stack(own))
+        mels.append(mel)
+    frames = min(motion.shape[1] for motion in motions)
+    return {
+        "motion": torch.stack([motion[:, :frames] for motion in motions]),
+        "mel": torch.stack([mel[: 4 * frames] for mel in mels]),
+        "lse_c": torch.tensor(measured),
+    }
+
+
+@torch.no_grad()
+def lse_c_at_zero(codec: MotionCodec, motion: torch.Tensor, mel: torch.Tensor) -> float:
+    """Return the evaluation's LSE-C at offset zero of drawn motion ``[T, 30]``; NaN where a frame shows no face."""
+    with FaceTracker() as tracker:
+        frames = list(codec.decode(motion))
+        faces = [tracker.track([frame]) for frame in frames]
+    if not all(face.valid[0] for face in faces):
+        return float("nan")
+    mouths = np.array([mouth_patch(frame, face.landmarks[0]) for frame, face in zip(frames, faces, strict=True)])
+    expert = PixelSyncExpert.load()
+    face, voice = expert.embed_face(torch.from_numpy(mouths)[None])[0], expert.embed_audio(mel[None])[0]
+    return sync_from_embeddings(face.numpy(), voice.numpy(), SHORT_MAX_OFFSET).lse_c_at_zero
+
+
+@torch.no_grad()
+def motion_rewards(samples: dict[str, torch.Tensor], experts: Sequence[Path]) -> dict[str, np.ndarray]:
+    """Return the scores ``[S, 8]`` of every reward."""
+    batch = RewardBatch(samples["motion"].flatten(0, 1), samples["mel"].repeat_interleave(SAMPLES, 0))
+
+    def score(reward: Reward) -> np.ndarray:
+        return reward(batch).value.view(-1, SAMPLES).numpy()
+
+    found = {"shipped sync expert": score(LipSyncReward.load())}
+    found |= {path.parent.name: score(LipSyncReward(MotionSyncExpert.read(path))) for path in experts}
+    if experts:
+        every = np.stack(list(found.values()))
+        found |= {"mean of all": every.mean(0), "mean − spread": every.mean(0) - every.std(0)}
+    return found | {name: score(build_reward(name)) for name in MOTION_ONLY_REWARDS}

@@ -1,36 +1,54 @@
-"""Ways of learning from preferences at equal processor time, judged on finished mp4 of speakers nobody trained on.
+"""Ways of learning from preferences at equal processor time, and ways of choosing by them, on unseen speakers.
 
-    python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT train       # 60 s of processor time an arm
-    python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT likelihood  # what became of winners and losers
-    python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT rate        # motion of every system, quickly
-    python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT parts       # which part of the face a weight moves
-    python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT draw        # finished mp4 of every system, measured
-    python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT table       # compare with sft, clip by clip
-    python benchmarks/preference_methods.py CORPUS FOOTAGE OUTPUT cost        # of guiding and choosing
-
-Every arm starts from ``sft``, sees the same speakers and has the same processor seconds, acting and scoring included
-(wall-clock on a machine that does other things measures those). Guidance and best-of-n train nothing. Labels come from
-the reward side, verdicts from the evaluation side. What is there already is not done again.
+Labels come from the reward side, verdicts from the evaluation side. A system is ``sft``, a run of an arm (ARM@SEED),
+``guide sync=3`` (any weights of the latent reward's guidance), ``best of 8`` whole samples, or ``pruned 8`` candidates
+of every chunk.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from preference_arms import ARMS, CHUNK, FRAMES, again, setup, trained
-from preference_material import material
 
+from benchmarks.drawing import Generate, codecs, draw_and_measure, generate_motion
+from benchmarks.material import choice_clips
+from benchmarks.motion_ratings import RATINGS, add_amplitudes, load_speech, rate, rating_rows
+from benchmarks.paired import Rows, compare_runs
+from benchmarks.preference_arms import (
+    ARMS,
+    CHUNK,
+    TRAINED,
+    WINDOW_FRAMES,
+    arm_setup,
+    is_arm,
+    make_training_clips,
+    run_folder,
+    run_name,
+)
+from benchmarks.record import Record
 from flowportrait.data.motion_dataset import load_motion_clips
+from flowportrait.errors import BadInput
+from flowportrait.evaluation.statistics import bootstrap_mean
+from flowportrait.files import atomic_write, write_json, write_text
 from flowportrait.flow.noise import NoiseKey
+from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.models.arflow import ARFlow, load_generator
-from flowportrait.rl.collection import ScoredRollouts
+from flowportrait.models.conditioning import RewardSteering, ordered_weights
+from flowportrait.models.sampler import sample_from_mel
+from flowportrait.pipelines.animator import Animator
+from flowportrait.pipelines.guidance import best_candidate, score_candidates
+from flowportrait.pipelines.request import GUIDE_DIMENSIONS, parse_guide
+from flowportrait.preferences.latent_reward import HISTORY_CHUNKS, LatentReward
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.registry import build_reward
 from flowportrait.rl.learner import Metrics
-from flowportrait.rl.objectives.interface import Advantage
 from flowportrait.rl.objectives.preference import DPO
 from flowportrait.rl.offline_data import (
     OfflineDataConfig,
@@ -42,117 +60,138 @@ from flowportrait.rl.offline_data import (
 from flowportrait.rl.rollout import velocity_at
 from flowportrait.rl.task import latent_regions
 from flowportrait.rl.trainer import Trainer
+from flowportrait.terminal import log
 from flowportrait.training.state import write_checkpoint
 
-SEEDS = 3
-PROMPTS = 96
-HELD_OUT = 48
-SHORT = 20
-"""Frames of a damaged clip."""
+BASELINE = "sft"
+GUIDED = "guide sync=3,expression=1,motion=1"
+CHOSEN = ("best of 2", "pruned 8", "best of 8")
+"""The first two cost about as much as each other."""
+SWEEP = tuple(f"guide {dimension}={weight}" for dimension in GUIDE_DIMENSIONS for weight in (1, 3, 10))
+PROMPTS, HELD_OUT = 96, 48
+DAMAGED_FRAMES = 20
+"""Length of a clip that is damaged in time."""
 MOUTH = latent_regions(CHUNK)["mouth"].bool()
-"""Where the pairs that are looked at differ most: they are labelled by sync."""
+"""Where the held-out pairs differ most, since they are labelled by sync."""
 LOOKS = 4
-"""At an arm on held-out pairs while it trains, evenly in its time and outside it."""
+"""Looks at held-out pairs during training, evenly in its time and not counted."""
+SAMPLE_OFFSET = 1000
+"""Distance of the seeds of samples among which one is chosen."""
+METRIC_KEYS = (
+    "sync_in_time_short", "lse_d_short", "ecs", "ecs_brows", "mouth_amplitude", "lid_motion", "gaze_std",
+    "head_range", "tfi", "jerk",
+)  # fmt: skip
+LIKELIHOODS = ("winner_gain", "loser_gain", "margin_right", "velocity")
+Part = Literal["train", "likelihood", "ratings", "motion", "videos", "cost"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("corpus", "footage", "output"):
-        parser.add_argument(name, type=Path)
-    parser.add_argument("stage", choices=("train", "draw", "table", "cost", "rate", "parts", "likelihood"))
-    parser.add_argument("--seconds", type=float, default=60.0, help="of processor time per arm")
-    parser.add_argument("--clips", type=int, default=10)
-    parser.add_argument("--by", default="preference", help="what chooses among whole performances")
-    parser.add_argument("--only", nargs="*", help="of the arms or systems")
-    parser.add_argument("--moved", action="store_true", help="table: what guidance moves, part by part of the face")
-    parser.add_argument("--seed", type=int, default=0, help="of the training; systems of it are called ARM@SEED")
-    options = parser.parse_args()
+@dataclass(frozen=True)
+class PreferenceMethodsOptions:
+    """Compare ways of learning from preferences at equal processor time, and of choosing by a reward, with sft.
+
+    train: the arms. likelihood: what became of winners and losers of held-out pairs. ratings: ratings of the reward
+    side. motion: how much each part of the face moves. videos: finished videos measured by the evaluation. cost: of
+    guidance and choosing. Supervised training on the same clips and DPO at a tenfold learning rate should lose.
+    """
+
+    corpus: Path
+    """Prepared corpus."""
+    data: Path
+    """Footage folder with portraits/."""
+    output: Path
+    """Folder of runs, ratings and videos; what is there is not done again."""
+    part: tuple[Part, ...] = ("train", "likelihood", "ratings", "motion", "videos", "cost")
+    """What to do, of train, likelihood, ratings, motion, videos, cost."""
+    only: tuple[str, ...] = ()
+    """Arms or systems; by default all arms, the guided systems and those that choose."""
+    seeds: tuple[int, ...] = (0,)
+    """Random seeds of training; a run of an arm each."""
+    seconds: float = 60.0
+    """Processor seconds of a run."""
+    clips: int = 10
+    """Clips of unseen speakers that are drawn."""
+    choose_by: str = "preference"
+    """The reward that chooses among whole samples."""
+
+
+def preference_methods(options: PreferenceMethodsOptions, record: Record) -> None:
+    """Do the parts that are asked for, in their order."""
     torch.set_num_threads(1)
-    chosen = options.only
-    if options.stage == "train":
-        train(options.corpus, options.output, options.seconds, ARMS if chosen is None else chosen, options.seed)
-        return
-    if options.stage == "likelihood":
-        likelihoods(options.output, ARMS if chosen is None else chosen)
-        return
-    from preference_motion import SWEEP, SYSTEMS, parts, rated
-
-    if options.stage == "parts":
-        parts(options.corpus, options.output, SWEEP if chosen is None else chosen)
-        return
-
-    systems = SYSTEMS if chosen is None else chosen
-    if options.stage == "rate":
-        rated(options.corpus, options.output, systems)
-        return
-    from preference_judged import MOVED, READ, cost, draw, table
-
-    if options.stage == "table":
-        every = dict.fromkeys(again(system, seed) for system in systems for seed in range(SEEDS))
-        table(options.output, list(every), MOVED if options.moved else READ, options.moved)
-        return
-    if options.stage == "cost":
-        cost(options.corpus, options.output, options.by)
-        return
-    for system in systems:
-        draw(options.corpus, options.footage, options.output, options.clips, system, options.by)
-
-
-def train(corpus: Path, output: Path, seconds: float, arms: Sequence[str], seed: int) -> None:
-    """Every arm to ``trained(OUTPUT, ARM@SEED)``: checkpoint, curve.jsonl, and likelihood.json of its looks."""
-    start = load_generator("sft")
-    clips = load_motion_clips(corpus, ("reward",))
-    kept = output / "material.pt"
-    if not kept.is_file():
-        output.mkdir(parents=True, exist_ok=True)
-        held_out = material(start, load_motion_clips(corpus, ("dev",)), HELD_OUT).pairs
-        torch.save((material(start, clips, PROMPTS), held_out), kept.with_suffix(".partial"))
-        kept.with_suffix(".partial").replace(kept)
-    made, own = torch.load(kept, weights_only=False)
-    held = {
-        "performances": clip_window_source(own, FRAMES, ["sync"]),
-        "real and out of time": damaged_clip_source(
-            load_motion_clips(corpus, ("dev",)), OfflineDataConfig(curriculum=1), SHORT
-        ),
+    chosen = options.only or (*ARMS, *SWEEP, GUIDED, *CHOSEN)
+    systems = [BASELINE]
+    for name in chosen:
+        if name in TRAINED:
+            systems += [run_name(name, seed) for seed in options.seeds]
+        elif name.partition(" ")[0] in ("guide", "best", "pruned"):
+            systems.append(name)
+        elif name != BASELINE:
+            raise BadInput(f"--only {name} is none of {', '.join(TRAINED)}, 'guide sync=3', 'best of 8', 'pruned 8'.")
+    systems = list(dict.fromkeys(systems))
+    runs = [system for system in systems if is_arm(system)]
+    work: dict[Part, Callable[[], None]] = {
+        "train": lambda: train(options, runs),
+        "likelihood": lambda: add_likelihoods(options.output, runs, record),
+        "ratings": lambda: add_ratings(options, systems, record),
+        "motion": lambda: add_motion(options, systems, record),
+        "videos": lambda: add_videos(options, systems, record),
+        "cost": lambda: add_costs(options, record),
     }
-    for arm in arms:
-        folder = trained(output, again(arm, seed))
+    for part in work:
+        if part in options.part:
+            work[part]()
+
+
+# ── training ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def train(options: PreferenceMethodsOptions, runs: Sequence[str]) -> None:
+    """Leave checkpoint, curve.jsonl, and likelihood.json of the looks in the folder of every run."""
+    start = load_generator(BASELINE)
+    clips, unseen = (load_motion_clips(options.corpus, (split,)) for split in ("reward", "dev"))
+    kept = options.output / "clips.pt"
+    if not kept.is_file():
+        options.output.mkdir(parents=True, exist_ok=True)
+        made = make_training_clips(start, clips, PROMPTS), make_training_clips(start, unseen, HELD_OUT).pairs
+        with atomic_write(kept) as partial:
+            torch.save(made, partial)
+    training, pairs = torch.load(kept, weights_only=False)
+    held_out = {
+        "samples": clip_window_source(pairs, WINDOW_FRAMES, ["sync"]),
+        "real and out of time": damaged_clip_source(unseen, OfflineDataConfig(curriculum=1), DAMAGED_FRAMES),
+    }
+    for run in runs:
+        arm, _, seed = run.partition("@")
+        folder = run_folder(options.output, run)
         if (folder / "likelihood.json").is_file():
             continue
-        trainer, spent = Watched(load_generator("sft"), *setup(arm, made, clips, seed)), 0.0
+        trainer, spent = Trainer(load_generator(BASELINE), *arm_setup(arm, training, clips, int(seed))), 0.0
         curve: list[Metrics] = []
-        looks: list[dict[str, object]] = []
+        looks: list[dict[str, Any]] = []
         for look in range(1, LOOKS + 1):
-            while spent < seconds * look / LOOKS:
+            while spent < options.seconds * look / LOOKS:
                 began = time.process_time()
-                record = trainer.step()
+                metrics = trainer.step()
                 spent += time.process_time() - began
-                curve.append({**record, "seconds": spent})
+                curve.append({**metrics, "seconds": spent})
             with trainer.roles.use("ema"):
-                found = {name: likelihood(trainer.policy.eval(), start, source) for name, source in held.items()}
+                found = {name: likelihood(trainer.policy.eval(), start, source) for name, source in held_out.items()}
             trainer.policy.train()
             looks.append({"seconds": spent, "iterations": len(curve), **found})
-            print(again(arm, seed), json.dumps(looks[-1]), flush=True)
+            log(f"{run} {json.dumps(looks[-1])}")
         folder.mkdir(parents=True, exist_ok=True)
         write_checkpoint(trainer, folder / "checkpoint")
-        (folder / "curve.jsonl").write_text("".join(json.dumps(record) + "\n" for record in curve))
-        (folder / "likelihood.json").write_text(json.dumps(looks, indent=1) + "\n")
-
-
-class Watched(Trainer):
-    """Also logs ``negative``, the share of own samples that a step pushes away from."""
-
-    def credit(self, batch: ScoredRollouts) -> tuple[Advantage, Metrics]:
-        advantage, metrics = super().credit(batch)
-        own = advantage.per_sample[~batch.trajectory.real]
-        return advantage, metrics | {"negative": float((own < 0).float().mean())}
+        write_text(folder / "curve.jsonl", "".join(json.dumps(metrics) + "\n" for metrics in curve))
+        write_json(folder / "likelihood.json", looks)
 
 
 @torch.no_grad()
 def likelihood(policy: ARFlow, start: ARFlow, source: OfflineSource) -> dict[str, float]:
-    """On pairs of unseen speakers: how much better than ``sft`` an arm matches winners and losers (their squared error
-    of velocity; below zero they are less likely than they were), how often its margin is right, and the norm of its
-    velocities over sft's."""
+    """Return what became of held-out pairs.
+
+    Returns:
+        How much better than ``sft`` the policy matches winners and losers (squared error of velocity; below zero they
+        are less likely than they were), how often its margin is right, and the norm of its velocities over sft's.
+    """
     task = OfflineTask(source, CHUNK)
     shown = task.draw(HELD_OUT, 0, 1)
     trajectory = task.show(start, shown, torch.arange(HELD_OUT)).trajectory
@@ -161,9 +200,11 @@ def likelihood(policy: ARFlow, start: ARFlow, source: OfflineSource) -> dict[str
     assert points.target is not None, "noised points have a target"
     gain = ((before - points.target).square() - (now - points.target).square())[..., MOUTH].flatten(1).mean(1)
     first, second = gain.view(-1, 2).T
-    a_won = shown.scores["sync"][:, 0] > shown.scores["sync"][:, 1]
-    decided = shown.scores["sync"][:, 0] != shown.scores["sync"][:, 1]
-    winner, loser = torch.where(a_won, first, second)[decided], torch.where(a_won, second, first)[decided]
+    sync = shown.scores["sync"]
+    decided = sync[:, 0] != sync[:, 1]
+    first_won = (sync[:, 0] > sync[:, 1])[decided]
+    first, second = first[decided], second[decided]
+    winner, loser = torch.where(first_won, first, second), torch.where(first_won, second, first)
     return {
         "pairs": int(decided.sum()),
         "winner_gain": float(winner.mean()),
@@ -173,18 +214,129 @@ def likelihood(policy: ARFlow, start: ARFlow, source: OfflineSource) -> dict[str
     }
 
 
-def likelihoods(output: Path, arms: Sequence[str]) -> None:
-    """The last look of every arm, mean over its seeds and their range."""
-    for arm in arms:
-        kept = [trained(output, again(arm, seed)) / "likelihood.json" for seed in range(SEEDS)]
-        looks = [json.loads(path.read_text())[-1] for path in kept if path.is_file()]
-        for pairs in ("performances", "real and out of time") if looks else ():
-            cells = []
-            for figure in ("winner_gain", "loser_gain", "margin_right", "velocity"):
-                found = [look[pairs][figure] for look in looks]
-                cells.append(f"{figure} {sum(found) / len(found):+.3f} [{min(found):+.3f}, {max(found):+.3f}]")
-            print(f"{arm:20} {len(looks)} seeds, {pairs:22}", "  ".join(cells))
+def add_likelihoods(output: Path, runs: Sequence[str], record: Record) -> None:
+    """Add the last look of every run."""
+    for run in runs:
+        path = run_folder(output, run) / "likelihood.json"
+        if path.is_file():
+            look = json.loads(path.read_text())[-1]
+            for source in ("samples", "real and out of time"):
+                for key in LIKELIHOODS:
+                    record.add(run, key.replace("_", " "), look[source][key], n=look[source]["pairs"],
+                               group=f"likelihood of held-out pairs: {source}")  # fmt: skip
 
 
-if __name__ == "__main__":
-    main()
+# ── motion and videos ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def samples_of(system: str) -> int:
+    """Return the number of samples, or of candidates for every chunk, among which a system chooses."""
+    return int(system.rpartition(" ")[2])
+
+
+def generator_of(system: str, output: Path) -> ARFlow:
+    """Return the generator of a system."""
+    return load_generator(run_folder(output, system) / "checkpoint" if is_arm(system) else BASELINE)
+
+
+def steering_of(system: str) -> RewardSteering | None:
+    """Return the guidance of a system, or its choice among the candidates for a chunk; None if it has neither."""
+    if system.startswith("guide "):
+        weights = ordered_weights(parse_guide(system.removeprefix("guide ")), GUIDE_DIMENSIONS)
+        return RewardSteering(LatentReward.load(), weights, history_chunks=HISTORY_CHUNKS)
+    if system.startswith("pruned "):
+        candidates = samples_of(system)
+        return RewardSteering(
+            LatentReward.load(), choose=(1.0, 1.0, 1.0), candidates=candidates, history_chunks=HISTORY_CHUNKS
+        )
+    return None
+
+
+def sample_motion(system: str, output: Path, mel: torch.Tensor) -> torch.Tensor:
+    """Return the motion ``[B, T, 30]`` of a system for log-mel ``[B, 4T, 80]``; the same seeds for all systems."""
+    model, seeds, steering = generator_of(system, output), list(range(len(mel))), steering_of(system)
+    if system.startswith("best of "):
+        offsets = range(0, SAMPLE_OFFSET * samples_of(system), SAMPLE_OFFSET)
+        samples = [sample_from_mel(model, mel, [seed + offset for seed in seeds]) for offset in offsets]
+        scores = torch.stack([build_reward("preference")(RewardBatch(motion, mel)).value for motion in samples])
+        return torch.stack(samples)[scores.argmax(0), torch.arange(len(mel))]
+    if system.startswith("pruned "):
+        rows = [sample_from_mel(model, mel[row : row + 1], [seed], steering=steering) for row, seed in enumerate(seeds)]
+        return torch.cat(rows)
+    return sample_from_mel(model, mel, seeds, steering=steering)
+
+
+def add_ratings(options: PreferenceMethodsOptions, systems: Sequence[str], record: Record) -> None:
+    """Rate the motion of every system, and compare it with ``sft``."""
+    kept = options.output / "ratings.json"
+    known: dict[str, list[list[float]]] = json.loads(kept.read_text()) if kept.is_file() else {}
+    mel = load_speech(options.corpus)
+    for system in systems:
+        if system not in known:
+            log(f"Rating {system}")
+            known[system] = rate(sample_motion(system, options.output, mel), mel).tolist()
+            options.output.mkdir(parents=True, exist_ok=True)
+            write_json(kept, known, indent=None)
+    rows = {system: rating_rows(torch.tensor(known[system])) for system in systems}
+    compare_runs(record, rows, RATINGS, baseline=BASELINE, group="ratings of the reward side")
+
+
+def add_motion(options: PreferenceMethodsOptions, systems: Sequence[str], record: Record) -> None:
+    """Add how much each part of the face moves, as a factor of ``sft``."""
+    mel = load_speech(options.corpus)
+    start = sample_motion(BASELINE, options.output, mel)
+    for system in systems[1:]:
+        add_amplitudes(record, system, sample_motion(system, options.output, mel), start, BASELINE)
+
+
+def motion_function(system: str, options: PreferenceMethodsOptions) -> Generate:
+    """Return what makes the motion of a system from speech and a seed, as the product does it."""
+    animator, steering = Animator(generator_of(system, options.output)), steering_of(system)
+
+    def once(audio: np.ndarray, seed: int) -> torch.Tensor:
+        return generate_motion(animator, audio, seed, steering)
+
+    if not system.startswith("best of "):
+        return once
+    reward = build_reward(options.choose_by)
+
+    def best(audio: np.ndarray, seed: int) -> torch.Tensor:
+        seeds = [seed + SAMPLE_OFFSET * sample for sample in range(samples_of(system))]
+        return best_candidate(score_candidates(lambda own: [once(audio, own)], seeds, audio, reward)).motion
+
+    return best
+
+
+@torch.no_grad()
+def add_videos(options: PreferenceMethodsOptions, systems: Sequence[str], record: Record) -> None:
+    """Draw and measure every system, and compare it with ``sft``, an arm over all its seeds."""
+    faces = codecs(options.data, 3, retouch=False)
+    rows: dict[str, Rows] = {}
+    for system in systems:
+        log(f"Drawing {system}")
+        generate, folder = motion_function(system, options), options.output / "videos" / system.replace(" ", "_")
+        rows[system] = {
+            name: draw_and_measure(
+                folder / f"{name}.mp4", faces[index % len(faces)],
+                lambda clip=clip, index=index, generate=generate: generate(clip.audio, index), clip.audio,
+            )
+            for index, (name, clip) in enumerate(choice_clips(options.corpus, options.clips).items())
+        }  # fmt: skip
+    compare_runs(record, rows, METRIC_KEYS, baseline=BASELINE, group="finished videos")
+
+
+@torch.no_grad()
+def add_costs(options: PreferenceMethodsOptions, record: Record) -> None:
+    """Add the processor seconds of motion per second of speech, and as a factor of those of ``sft``."""
+    audio = np.concatenate([clip.audio for clip in choice_clips(options.corpus, 4).values()])
+    seconds: dict[str, float] = {}
+    for system in (BASELINE, GUIDED, *CHOSEN):
+        generate, times = motion_function(system, options), []
+        generate(audio, 0)
+        for seed in (1, 2, 3):
+            began = time.process_time()
+            generate(audio, seed)
+            times.append((time.process_time() - began) / (len(audio) / SAMPLE_RATE))
+        seconds[system] = float(np.median(times))
+        record.add(system, "processor time", bootstrap_mean(np.array(times)), unit="s per s of speech", group="cost")
+        record.add(system, "factor of sft", seconds[system] / seconds[BASELINE], group="cost")

@@ -1,34 +1,28 @@
-"""What every reward notices, what it does not, and what it costs.
-
-    python benchmarks/rewards.py matrix --corpus CORPUS --data FOOTAGE --output DIR   damaged footage of dev speakers
-    python benchmarks/rewards.py motion --corpus CORPUS --output DIR                  damaged motion of dev speakers
-    python benchmarks/rewards.py people --corpus CORPUS --data FOOTAGE                are people told apart, by size
-    python benchmarks/rewards.py cost                                                 scores per second
-
-``matrix`` and ``motion`` print, per reward and damage, the mean change of the score from the undamaged clip at the
-three strengths, in standard deviations of undamaged clips' scores; ``*`` marks those that fall at every step (or do not
-rise by more than a tenth of a deviation and end at least half a deviation down).
-"""
+"""What every reward notices in damaged footage and motion and what it costs, and tests of the sync experts."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import torch
-from rich.progress import track
 from scipy.stats import mannwhitneyu
 from skimage.data import astronaut
 
+from benchmarks.record import Record
+from flowportrait.commands.options import Flag, OptionalPath
 from flowportrait.corruption import CORRUPTIONS, Footage, corrupt
 from flowportrait.data.corpus import FaceClip
 from flowportrait.data.motion_dataset import MotionClip, load_motion_clips
+from flowportrait.errors import BadInput
+from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.media.crop import apply_affine, canonical_transform, crop_transform
 from flowportrait.media.mel import log_mel, normalize_loudness
 from flowportrait.media.portrait import Portrait
@@ -37,38 +31,70 @@ from flowportrait.models.arflow import load_generator
 from flowportrait.rendering.motion_basis import BLINK, GAZE, HEAD, LOWER_FACE, MotionBasis
 from flowportrait.rendering.renderer import MotionCodec
 from flowportrait.rewards.batch import REWARD_CROP_SIDE, RecordedFrames, RewardBatch, crop_frame
-from flowportrait.rewards.face import FaceNet, align_faces
+from flowportrait.rewards.face import FaceNet, align_faces, frame_pair_indices
 from flowportrait.rewards.interface import Reward, score_batch
 from flowportrait.rewards.motion import find_silent_frames
 from flowportrait.rewards.registry import WEIGHTED_REWARDS, CompositeReward, RewardOptions, build_reward
+from flowportrait.rewards.sync import lower_face_motion
 from flowportrait.rl.task import PortraitRenderer
+from flowportrait.terminal import progress
 
-FRAMES = 29
-PER_SPEAKER = 4
-MOST = 16
-"""Clips per speaker whose motion is damaged."""
+FOOTAGE_FRAMES = 29
+FOOTAGE_CLIPS = 4
+"""Clips of a speaker whose footage is damaged."""
+MOTION_CLIPS = 16
+"""Clips of a speaker whose motion is damaged, at most."""
+MOTION_REWARDS = ("sync", "silent_lip", "expressiveness", "eyes", "head", "smoothness", "self_confidence")
 Scores = dict[str, torch.Tensor]
-Table = dict[str, dict[str, list[float]]]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("matrix", "motion", "people", "cost"))
-    parser.add_argument("--corpus", type=Path)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--known", action="store_true", help="matrix: landmarks as damaged, not tracked anew (faster)")
-    parser.add_argument("--frames", type=int, default=28, help="length of the clips of motion, a multiple of 4")
-    parser.add_argument("--rewards", nargs="+", choices=tuple(WEIGHTED_REWARDS))
-    given = parser.parse_args()
-    {"matrix": matrix, "motion": motion, "people": people, "cost": cost}[given.what](given)
+@dataclass(frozen=True)
+class RewardMatrixOptions:
+    """Measure which damage every reward notices, and what a reward costs.
+
+    matrix: footage of dev speakers is damaged, and motion: their motion, each at three strengths. The figure is the
+    mean change of the score in standard deviations of undamaged clips. people: whether the face network tells people
+    apart, by the size of the face. cost: scores per second. A reward should fall for the damage that it is about, and
+    not move for the rest.
+    """
+
+    corpus: OptionalPath = None
+    """Prepared corpus with dev speakers; not needed for cost."""
+    data: OptionalPath = None
+    """Footage folder, for matrix and people."""
+    part: tuple[Literal["matrix", "motion", "people", "cost"], ...] = ("matrix", "motion", "people", "cost")
+    """What to measure, of matrix, motion, people, cost."""
+    known: Flag = False
+    """Take landmarks as they were damaged instead of tracking damaged footage, which is faster."""
+    frames: int = 28
+    """Length of the clips whose motion is damaged, a multiple of 4."""
+    rewards: tuple[str, ...] = ()
+    """Names of rewards; by default all that a recipe can weight."""
+    damages: tuple[str, ...] = ()
+    """Kinds of damage; all by default."""
+
+
+def reward_matrix(options: RewardMatrixOptions, record: Record) -> None:
+    """Do the parts that are asked for."""
+    if unknown := set(options.rewards) - set(WEIGHTED_REWARDS):
+        raise BadInput(f"--rewards {sorted(unknown)[0]} is none of {', '.join(WEIGHTED_REWARDS)}.")
+    work: dict[str, Callable[[RewardMatrixOptions, Record], None]] = {
+        "matrix": damage_footage, "motion": damage_motion, "people": tell_people_apart, "cost": time_rewards,
+    }  # fmt: skip
+    for part in options.part:
+        if part != "cost" and (options.corpus is None or (part != "motion" and options.data is None)):
+            raise BadInput(f"The part {part} needs {'--corpus' if part == 'motion' else '--corpus and --data'}.")
+    for part in options.part:
+        work[part](options, record)
 
 
 # ── damaged footage ────────────────────────────────────────────────────────────────────────────────────────────────
 
+FootageDamage = Callable[[Footage, float, int], Footage]
 
-def soft_mouth(clip: Footage, sigma: float, seed: int = 0) -> Footage:
-    """Only the mouth is blurred."""
+
+def blur_mouth(clip: Footage, sigma: float, seed: int = 0) -> Footage:
+    """Blur the mouth alone."""
     frames = clip.pictures("soft mouth").copy()
     for frame, points in zip(frames, clip.points("soft mouth"), strict=True):
         mouth = points[[61, 291, 0, 17, 13, 14], :2]
@@ -77,81 +103,81 @@ def soft_mouth(clip: Footage, sigma: float, seed: int = 0) -> Footage:
     return Footage(frames, clip.audio, clip.landmarks)
 
 
-def stranger(other: Footage) -> Callable[[Footage, float, int], Footage]:
-    """The face fades into somebody else's."""
-
-    def damage(clip: Footage, share: float, seed: int = 0) -> Footage:
-        frames = clip.pictures("stranger").copy()
-        theirs = canonical_transform(other.points("stranger")[0])
-        for frame, points in zip(frames, clip.points("stranger"), strict=True):
-            back = np.vstack([cv2.invertAffineTransform(canonical_transform(points)), [0, 0, 1]])
-            matrix = (back @ np.vstack([theirs, [0, 0, 1]]))[:2]
-            face = cv2.warpAffine(other.pictures("stranger")[0], matrix, frame.shape[1::-1])
-            mask = np.zeros(frame.shape[:2], np.float32)
-            cv2.fillConvexPoly(mask, cv2.convexHull(points[:468, :2].astype(np.float32)).astype(np.int32), 1.0)
-            weight = share * cv2.GaussianBlur(mask, (0, 0), 3)[..., None]
-            frame[:] = (weight * face + (1 - weight) * frame).round().astype(np.uint8)
-        return Footage(frames, clip.audio, clip.landmarks)
-
-    return damage
+def mix_in_face(clip: Footage, other: Footage, share: float) -> Footage:
+    """Let the face fade into another person's."""
+    frames = clip.pictures("another face").copy()
+    theirs = canonical_transform(other.points("another face")[0])
+    for frame, points in zip(frames, clip.points("another face"), strict=True):
+        back = np.vstack([cv2.invertAffineTransform(canonical_transform(points)), [0, 0, 1]])
+        matrix = (back @ np.vstack([theirs, [0, 0, 1]]))[:2]
+        face = cv2.warpAffine(other.pictures("another face")[0], matrix, frame.shape[1::-1])
+        mask = np.zeros(frame.shape[:2], np.float32)
+        cv2.fillConvexPoly(mask, cv2.convexHull(points[:468, :2].astype(np.float32)).astype(np.int32), 1.0)
+        weight = share * cv2.GaussianBlur(mask, (0, 0), 3)[..., None]
+        frame[:] = (weight * face + (1 - weight) * frame).round().astype(np.uint8)
+    return Footage(frames, clip.audio, clip.landmarks)
 
 
-def dev_clips(corpus: Path, footage: Path) -> Iterator[tuple[str, Footage, np.ndarray]]:
-    """Speaker, footage and blendshapes of clips of speakers that nothing was trained or fitted on."""
+def unseen_footage(options: RewardMatrixOptions) -> Iterator[tuple[str, Footage, np.ndarray]]:
+    """Yield speaker, footage and blendshapes of short clips of dev speakers."""
+    assert options.corpus is not None
+    assert options.data is not None
     by_speaker: dict[str, list[str]] = defaultdict(list)
-    for line in (corpus / "clips.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        if record["split"] == "dev" and record["frames"] >= FRAMES and record["name"].startswith("anchors"):
-            by_speaker[record["speaker"]].append(record["name"])
+    for line in (options.corpus / "clips.jsonl").read_text().splitlines():
+        found = json.loads(line)
+        if found["split"] == "dev" and found["frames"] >= FOOTAGE_FRAMES and found["name"].startswith("anchors"):
+            by_speaker[found["speaker"]].append(found["name"])
     for speaker, names in sorted(by_speaker.items()):
-        for place in np.linspace(0, len(names) - 1, PER_SPEAKER).astype(int):
-            clip = FaceClip.load(corpus / "clips" / f"{names[place]}.safetensors")
-            frames = [f for f, _ in zip(iter_frames(footage / f"{names[place]}.mp4"), range(FRAMES), strict=False)]
-            shapes = clip.blendshapes[:FRAMES]
-            yield speaker, Footage(np.stack(frames), clip.audio[: FRAMES * 640], clip.landmarks[:FRAMES]), shapes
+        for place in np.linspace(0, len(names) - 1, FOOTAGE_CLIPS).astype(int):
+            clip = FaceClip.load(options.corpus / "clips" / f"{names[place]}.safetensors")
+            path = options.data / f"{names[place]}.mp4"
+            frames = np.stack([frame for frame, _ in zip(iter_frames(path), range(FOOTAGE_FRAMES), strict=False)])
+            footage = Footage(frames, clip.audio[: FOOTAGE_FRAMES * 640], clip.landmarks[:FOOTAGE_FRAMES])
+            yield speaker, footage, clip.blendshapes[:FOOTAGE_FRAMES]
 
 
-def matrix(given: argparse.Namespace) -> None:
-    """Footage damaged by the catalogue, tracked and scored anew."""
-    found_clips = list(dev_clips(given.corpus, given.data))
-    clips = [(speaker, clip) for speaker, clip, _ in found_clips]
-    shapes = [shape for _, _, shape in found_clips]
-    portraits = [Portrait.from_image(clip.frames[0]) for _, clip in clips]
-    rewards = [build_reward(name) for name in given.rewards or WEIGHTED_REWARDS if name != "self_confidence"]
-    damages: dict[str, tuple[Callable[..., Footage], Sequence[float]]] = {
+def damage_footage(options: RewardMatrixOptions, record: Record) -> None:
+    """Damage footage by the catalogue, track it and score it."""
+    speakers, clips, shapes = zip(*unseen_footage(options), strict=True)
+    portraits = [Portrait.from_image(clip.frames[0]) for clip in clips]
+    rewards = [build_reward(name) for name in options.rewards or WEIGHTED_REWARDS if name != "self_confidence"]
+    damages: dict[str, tuple[FootageDamage, Sequence[float]]] = {
         name: (lambda clip, strength, seed, name=name: corrupt(clip, name, strength, seed), found.strengths)
         for name, found in CORRUPTIONS.items()
     }
-    damages["soft mouth"] = (soft_mouth, (1.0, 2.0, 4.0))
+    damages["soft mouth"] = (blur_mouth, (1.0, 2.0, 4.0))
+    damages["another face"] = (
+        lambda clip, share, seed: mix_in_face(clip, clips[(seed + FOOTAGE_CLIPS) % len(clips)], share), (0.2, 0.4, 0.8),
+    )  # fmt: skip
 
-    def another(clip: Footage, share: float, seed: int) -> Footage:
-        return stranger(clips[(seed + PER_SPEAKER) % len(clips)][1])(clip, share, 0)
-
-    damages["stranger"] = (another, (0.2, 0.4, 0.8))
-
-    def scores(damaged: Sequence[Footage]) -> Scores:
-        if given.known:
-            batch = known_tracks(damaged, shapes, portraits)
+    def score(damaged: Sequence[Footage]) -> Scores:
+        if options.known:
+            batch = batch_of_known_tracks(damaged, shapes, portraits)
         else:
-            frames, sound = [clip.frames for clip in damaged], [clip.audio for clip in damaged]
-            batch = RewardBatch.from_frames(frames, sound, portraits=portraits)
+            batch = RewardBatch.from_frames(
+                [clip.frames for clip in damaged], [clip.audio for clip in damaged], portraits=portraits
+            )
         return {reward.name: score_batch(reward, batch).value for reward in rewards}
 
-    clean = scores([clip for _, clip in clips])
-    jobs = [(name, strength) for name, (_, strengths) in damages.items() for strength in strengths]
-    found = {
-        (name, strength): scores([damages[name][0](clip, strength, seed) for seed, (_, clip) in enumerate(clips)])
-        for name, strength in track(jobs, "damaging and scoring")
+    jobs = {
+        (name, strength): damage
+        for name, (damage, strengths) in damages.items()
+        for strength in strengths
+        if not options.damages or name in options.damages
     }
-    how = "tracks as damaged" if given.known else "tracked anew"
-    what = f"{len(clips)} clips of {len({s for s, _ in clips})} dev speakers, {how}"
-    report("matrix", clean, found, given.output, what)
+    found = {
+        job: score([damage(clip, job[1], seed) for seed, clip in enumerate(clips)])
+        for job, damage in progress(jobs.items(), len(jobs), "damaging and scoring")
+    }
+    add_changes(record, "damaged footage", score(clips), found)
+    how = "tracks as damaged" if options.known else "tracked anew"
+    record.note(f"Damaged footage: {len(clips)} clips of {len(set(speakers))} dev speakers, {how}.")
 
 
-def known_tracks(
+def batch_of_known_tracks(
     damaged: Sequence[Footage], shapes: Sequence[np.ndarray], portraits: Sequence[Portrait]
 ) -> RewardBatch:
-    """As ``from_frames``, with the landmarks that came out of the damage instead of tracking the pictures anew."""
+    """Return what ``RewardBatch.from_frames`` returns, with the landmarks of the damage instead of tracked ones."""
     motions, crops, points = [], [], []
     for clip, shape in zip(damaged, shapes, strict=True):
         motion, _ = MotionBasis.load().encode(clip.landmarks, shape)
@@ -159,30 +185,65 @@ def known_tracks(
         motions.append(motion)
         crops.append(np.stack([crop_frame(frame, to_crop, REWARD_CROP_SIDE) for frame in clip.frames]))
         points.append(apply_affine(to_crop, clip.landmarks)[..., :2])
-    sound = np.stack([clip.audio for clip in damaged])
-    return RewardBatch(
-        torch.stack(motions), torch.stack([log_mel(normalize_loudness(wave)) for wave in sound]),
-        RecordedFrames(np.stack(crops), np.stack(points)), portraits=portraits, domain="filmed",
-    )  # fmt: skip
+    mel = torch.stack([log_mel(normalize_loudness(clip.audio)) for clip in damaged])
+    frames = RecordedFrames(np.stack(crops), np.stack(points))
+    return RewardBatch(torch.stack(motions), mel, frames, portraits=portraits, domain="filmed")
+
+
+def add_changes(record: Record, group: str, clean: Scores, found: dict[tuple[str, float], Scores]) -> None:
+    """Add the mean change of every reward, in standard deviations of undamaged clips, and which rewards fall."""
+    changes: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for (damage, _), scores in found.items():
+        for name, value in scores.items():
+            both = torch.isfinite(value) & torch.isfinite(clean[name])
+            change = (value - clean[name])[both] / clean[name][both].std()
+            changes[name, damage].append(float(change.mean()))
+            strength = len(changes[name, damage])
+            estimate = bootstrap_mean(change.double().numpy()) if both.any() else None
+            record.add(name, damage, estimate, group=f"{group}, strength {strength} of 3")
+    for (name, damage), values in changes.items():
+        falls = bool((np.diff([0.0, *values]) < 0.1).all() and values[-1] <= -0.5)
+        record.add(name, damage, float(falls), group=f"{group}: falls with the strength, by half a deviation (1: yes)")
 
 
 # ── damaged motion ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def motion(given: argparse.Namespace) -> None:
-    """Motion damaged directly: exact, and the only way to ask the policy itself."""
-    policy = load_generator("sft").eval()
-    frames = given.frames
+def damage_motion(options: RewardMatrixOptions, record: Record) -> None:
+    """Damage motion itself, which is exact, and the only way to score the policy's own confidence."""
+    policy, frames = load_generator("sft").eval(), options.frames
     by_speaker: dict[str, list[MotionClip]] = defaultdict(list)
-    for clip in load_motion_clips(given.corpus, ("dev",)):
-        if len(clip.motion) >= frames and len(by_speaker[clip.speaker]) < MOST:
+    for clip in load_motion_clips(options.corpus, ("dev",)):
+        if len(clip.motion) >= frames and len(by_speaker[clip.speaker]) < MOTION_CLIPS:
             by_speaker[clip.speaker].append(clip)
     clips = [clip for own in by_speaker.values() for clip in own]
     tracks = torch.stack([clip.motion[:frames] for clip in clips])
-    mel = torch.stack([clip.mel[: 4 * frames] for clip in clips])
-    quiet = find_silent_frames(mel)[..., None].float()
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(tracks.shape, generator=generator)
+    mel = torch.stack([clip.mel[: 4 * frames].float() for clip in clips])
+    rewards = [build_reward(name) for name in options.rewards or MOTION_REWARDS]
+
+    @torch.no_grad()
+    def score(changed: torch.Tensor) -> Scores:
+        chunks = changed.unflatten(1, (-1, policy.config.chunk))
+        before = torch.cat([torch.zeros_like(chunks[:, :1, -1]), chunks[:, :-1, -1]], 1)
+        latents = policy.space.encode(chunks, before)
+        batch = RewardBatch(changed, mel, policy=policy, condition=policy.condition(mel), latents=latents)
+        return {reward.name: score_batch(reward, batch).value for reward in rewards}
+
+    damages = {
+        name: own for name, own in motion_damages(tracks, mel).items() if not options.damages or name in options.damages
+    }
+    found = {(name, s): score(damage(s)) for name, (damage, strengths) in damages.items() for s in strengths}
+    add_changes(record, "damaged motion", score(tracks), found)
+    record.note(f"Damaged motion: {len(clips)} clips of {frames} frames, {len(by_speaker)} dev speakers.")
+
+
+def motion_damages(
+    tracks: torch.Tensor, mel: torch.Tensor
+) -> dict[str, tuple[Callable[[float], torch.Tensor], Sequence[float]]]:
+    """Return damage to motion ``[B, T, 30]`` by name, as a function of its strength, with three strengths."""
+    frames = tracks.shape[1]
+    silent = find_silent_frames(mel)[..., None].float()
+    noise = torch.randn(tracks.shape, generator=torch.Generator().manual_seed(0))
 
     def scaled(part: slice, factor: float) -> torch.Tensor:
         changed = tracks.clone()
@@ -192,10 +253,10 @@ def motion(given: argparse.Namespace) -> None:
 
     def mumbling(share: float) -> torch.Tensor:
         changed = tracks.clone()
-        changed[..., LOWER_FACE] += share * quiet * tracks[..., LOWER_FACE].roll(frames // 3, 1)
+        changed[..., LOWER_FACE] += share * silent * tracks[..., LOWER_FACE].roll(frames // 3, 1)
         return changed
 
-    damages: dict[str, tuple[Callable[[float], torch.Tensor], Sequence[float]]] = {
+    return {
         "late lips": (lambda n: torch.cat([tracks[:, :1].expand(-1, int(n), -1), tracks], 1)[:, :frames], (2, 5, 10)),
         "tremor": (lambda s: tracks + s * noise, (0.1, 0.2, 0.4)),
         "lips damped": (lambda f: scaled(LOWER_FACE, f), (0.7, 0.4, 0.1)),
@@ -206,124 +267,130 @@ def motion(given: argparse.Namespace) -> None:
         "lolling head": (lambda f: scaled(HEAD, f), (2.0, 4.0, 8.0)),
         "still": (lambda f: scaled(slice(0, 30), f), (0.5, 0.2, 0.02)),
     }
-    names = given.rewards or ("sync", "silent_lip", "expressiveness", "eyes", "head", "smoothness", "self_confidence")
-    rewards = [build_reward(name) for name in names]
-
-    @torch.no_grad()
-    def scores(changed: torch.Tensor) -> Scores:
-        chunks = changed.unflatten(1, (-1, policy.config.chunk))
-        before = torch.cat([torch.zeros_like(chunks[:, :1, -1]), chunks[:, :-1, -1]], 1)
-        batch = RewardBatch(changed, mel, policy=policy, condition=policy.condition(mel),
-                            latents=policy.space.encode(chunks, before))  # fmt: skip
-        return {reward.name: score_batch(reward, batch).value for reward in rewards}
-
-    clean = scores(tracks)
-    found = {(name, s): scores(damage(s)) for name, (damage, strengths) in damages.items() for s in strengths}
-    speakers = sum(1 for own in by_speaker.values() if own)
-    what = f"{len(tracks)} clips of {frames} frames, {speakers} dev speakers"
-    report(f"motion_{frames}", clean, found, given.output, what)
-
-
-def report(title: str, clean: Scores, found: dict[tuple[str, float], Scores], folder: Path | None, of: str) -> None:
-    """Print the table of standardised changes and keep it as JSON and Markdown."""
-    table: Table = defaultdict(lambda: defaultdict(list))
-    for (damage, _), scores in found.items():
-        for name, value in scores.items():
-            both = torch.isfinite(value) & torch.isfinite(clean[name])
-            change = (value - clean[name])[both].mean() / clean[name][both].std()
-            table[name][damage].append(float(change))
-    damages = list(dict.fromkeys(damage for damage, _ in found))
-    lines = [f"{title}: {of}; change in standard deviations of undamaged clips", ""]
-    lines += ["| | " + " | ".join(damages) + " |", "|---" * (len(damages) + 1) + "|"]
-    for name, row in table.items():
-        lines.append(f"| {name} | " + " | ".join(_cell(row[damage]) for damage in damages) + " |")
-    print("\n".join(lines))
-    if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"rewards_{title}.md").write_text("\n".join(lines) + "\n")
-        (folder / f"rewards_{title}.json").write_text(json.dumps(table, indent=1) + "\n")
-
-
-def _cell(changes: Sequence[float]) -> str:
-    steps = np.diff([0.0, *changes])
-    falls = bool((steps < 0.1).all() and changes[-1] <= -0.5)
-    return " ".join(f"{change:+.1f}" for change in changes) + ("*" if falls else "")
 
 
 # ── people and cost ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def people(given: argparse.Namespace) -> None:
-    """AUC of same against different speaker by embedding cosine, dev speakers, by the side of the aligned face."""
-    clips = [(speaker, clip) for speaker, clip, _ in dev_clips(given.corpus, given.data)]
-    frames = [torch.from_numpy(clip.frames[0]).permute(2, 0, 1).float() / 255 for _, clip in clips]
-    places = [torch.from_numpy(clip.landmarks[0, :, :2]) for _, clip in clips]
-    same = np.array([[a == b for a, _ in clips] for b, _ in clips])[np.triu_indices(len(clips), 1)]
+def tell_people_apart(options: RewardMatrixOptions, record: Record) -> None:
+    """Add the AUC of same against different speakers by the cosine of embeddings, by the side of the aligned face."""
+    speakers, clips, _ = zip(*unseen_footage(options), strict=True)
+    frames = [torch.from_numpy(clip.frames[0]).permute(2, 0, 1).float() / 255 for clip in clips]
+    points = [torch.from_numpy(clip.landmarks[0, :, :2]) for clip in clips]
+    upper = np.triu_indices(len(clips), 1)
+    same = np.array([[one == other for one in speakers] for other in speakers])[upper]
+    net = FaceNet.load()
     for side in (224, 128, 96, 64):
-        faces = torch.cat([align_faces(f[None], p[None], side) for f, p in zip(frames, places, strict=True)])
+        faces = torch.cat([align_faces(f[None], p[None], side) for f, p in zip(frames, points, strict=True)])
         with torch.no_grad():
-            FaceNet.load()(faces[:2])
-            started = time.process_time()
-            found = FaceNet.load()(faces)
-            spent = (time.process_time() - started) / len(faces)
-        cosine = (found @ found.T).numpy()[np.triu_indices(len(clips), 1)]
+            net(faces[:2])
+            began = time.process_time()
+            embeddings = net(faces)
+            spent = (time.process_time() - began) / len(faces)
+        cosine = (embeddings @ embeddings.T).numpy()[upper]
         auc = mannwhitneyu(cosine[same], cosine[~same]).statistic / (same.sum() * (~same).sum())
-        print(f"{side} px: AUC {auc:.3f}, same {cosine[same].mean():.2f}, different {cosine[~same].mean():.2f}, "
-              f"{1000 * spent:.1f} ms a face")  # fmt: skip
+        figures = {"AUC": (auc, ""), "cosine, same": (cosine[same].mean(), ""),
+                   "cosine, different": (cosine[~same].mean(), ""), "cost": (1e3 * spent, "ms a face")}  # fmt: skip
+        for metric, (value, unit) in figures.items():
+            record.add(f"{side} px", metric, float(value), unit=unit, n=len(same), group="people")
 
 
-def cost(given: argparse.Namespace) -> None:
-    """Every reward on a rollout of 6 × 16 samples of 72 frames; drawing is timed apart, since rewards share it. Seconds
-    are those of one core (process time), so that a busy machine does not change them."""
+def time_rewards(options: RewardMatrixOptions, record: Record) -> None:
+    """Time every reward on a rollout of 6 × 16 samples of 72 frames.
+
+    Drawing is timed apart, since rewards share it. Seconds are processor seconds of one core.
+    """
+    torch.set_num_threads(1)
     codec = MotionCodec(Portrait.from_image(astronaut()), 128, retouch=False)
     policy = load_generator("sft").eval()
     tracks = 0.5 * torch.randn(96, 72, 30, generator=torch.Generator().manual_seed(0)).cumsum(1) / 8
     sound = torch.randn(640 * 72, generator=torch.Generator().manual_seed(1)) * 0.05
     sound[640 * 40 : 640 * 52] = 0
-    mel = log_mel(sound).expand(96, -1, -1)
+    mel, drawn = log_mel(sound).expand(96, -1, -1), frame_pair_indices(72)
 
-    def batch(rows: slice) -> RewardBatch:
-        own = tracks[rows]
-        condition = policy.condition(mel[rows])
-        return RewardBatch(
-            own, mel[rows], PortraitRenderer([codec], [0] * len(own), 128), policy=policy, condition=condition,
-            latents=torch.randn(len(own), 18, policy.latent_dim),
-        )  # fmt: skip
+    def make_batch() -> RewardBatch:
+        renderer, latents = PortraitRenderer([codec], [0] * 96, 128), torch.randn(96, 18, policy.latent_dim)
+        return RewardBatch(tracks, mel, renderer, policy=policy, condition=policy.condition(mel), latents=latents)
 
-    whole = batch(slice(0, 96))
-    started = time.process_time()
-    frames = whole.frames(_all_indices())
-    drawing = time.process_time() - started
-    whole.places(_all_indices())
-    print(f"drawing 4 frames of 96 samples at 128 px: {drawing:.2f} s ({frames.shape[0] / drawing:.0f} samples/s)\n")
-    print("| reward | samples/s, 96 at once | samples/s, one by one | ratio |\n|---|---|---|---|")
-    rewards: list[tuple[str, Reward]] = [(name, build_reward(name)) for name in given.rewards or WEIGHTED_REWARDS]
-    if not given.rewards:
+    def seconds(work: Callable[[], object]) -> float:
+        began = time.process_time()
+        work()
+        return time.process_time() - began
+
+    whole = make_batch()
+    record.add("drawing 4 frames", "at once", 96 / seconds(lambda: whole.frames(drawn)), unit="samples/s", group="cost")
+    whole.places(drawn)
+    single = [whole.select(torch.tensor([row])) for row in range(0, 96, 12)]
+    for part in single:
+        part.frames(drawn), part.places(drawn)
+    rewards: list[tuple[str, Reward]] = [(name, build_reward(name)) for name in options.rewards or WEIGHTED_REWARDS]
+    if not options.rewards:
         rewards.append(("perceptual (face)", build_reward("perceptual", RewardOptions(backbone="face"))))
     for name, reward in rewards:
-        single = [whole.select(torch.tensor([row])) for row in range(0, 96, 12)]
-        for part in single:
-            part.frames(_all_indices()), part.places(_all_indices())
         score_batch(reward, single[0])
-        started = time.process_time()
-        score_batch(reward, whole)
-        at_once = 96 / (time.process_time() - started)
-        started = time.process_time()
-        for part in single:
-            score_batch(reward, part)
-        apart = len(single) / (time.process_time() - started)
-        print(f"| {name} | {at_once:.0f} | {apart:.0f} | {at_once / apart:.1f} |")
-    composite, fresh = CompositeReward.default(), batch(slice(0, 96))
-    started = time.process_time()
-    composite(fresh)
-    print(f"\ndefault composite on 96 fresh samples, drawing included: {time.process_time() - started:.2f} s")
+        at_once = 96 / seconds(lambda own=reward: score_batch(own, whole))
+        alone = len(single) / seconds(lambda own=reward: [score_batch(own, part) for part in single])
+        record.add(name, "at once", at_once, unit="samples/s", group="cost")
+        record.add(name, "one by one", alone, unit="samples/s", group="cost")
+        record.add(name, "ratio", at_once / alone, group="cost")
+    composite, fresh = CompositeReward.default(), make_batch()
+    record.add("default composite, with drawing", "at once", 96 / seconds(lambda: composite(fresh)), unit="samples/s",
+               group="cost")  # fmt: skip
 
 
-def _all_indices() -> tuple[int, ...]:
-    from flowportrait.rewards.face import frame_pair_indices
+# ── sync experts ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    return frame_pair_indices(72)
+VIEWS: dict[str, Callable[[FaceClip], list[torch.Tensor]]] = {
+    "evaluation": lambda clip: [torch.from_numpy(clip.mouth)],
+    "reward": lambda clip: [lower_face_motion(clip.landmarks, clip.blendshapes)],
+}
+MAX_SHIFT = 12
+MIN_WINDOWS = 8
 
 
-if __name__ == "__main__":
-    main()
+@dataclass(frozen=True)
+class SyncExpertsOptions:
+    """Test both sync experts on speakers that neither learned from.
+
+    The right sound should score higher than the same sound shifted, another sentence, a still face and a jaw that is
+    driven by loudness; the score by shift should peak at zero.
+    """
+
+    corpus: Path
+    """Prepared corpus with dev speakers."""
+    without: tuple[str, ...] = ("grid_s1",)
+    """Speakers to leave out: by default the one whose other sentences both experts learned from."""
+
+
+def sync_experts(options: SyncExpertsOptions, record: Record) -> None:
+    """Add the acceptance table of each expert, and its mean score by shift."""
+    from tools.sync_expert_data import load_expert_clips
+    from tools.train_sync_expert import SIDES, acceptance_table, expert_side
+
+    for name in SIDES:
+        clips = [
+            clip
+            for clip in load_expert_clips(options.corpus, ["dev"], VIEWS[name])
+            if clip.speaker not in options.without
+        ]
+        if not clips:
+            raise BadInput(f"{options.corpus} has no clips of dev speakers beside {', '.join(options.without)}.")
+        net = expert_side(name).network.load()
+        for test, row in acceptance_table(net, clips)["tests"].items():
+            record.add(test, "accuracy", row["accuracy"], n=row["pairs"], group=f"{name} expert")
+            record.add(test, "right sound", row["right"], group=f"{name} expert")
+            record.add(test, "other", row["wrong"], group=f"{name} expert")
+        add_shift_curve(net, clips, f"{name} expert: score by shift", record)
+        speakers = len({clip.speaker for clip in clips})
+        record.note(f"{name} expert: {len(clips)} clips of {speakers} unseen speakers.")
+
+
+def add_shift_curve(net: Any, clips: Sequence[Any], group: str, record: Record) -> None:
+    """Add the mean score by shift; a clip counts at every shift for which it leaves enough windows."""
+    from tools.train_sync_expert import embed_clip, shifted_score
+
+    pairs = [embed_clip(net, clip.views[0], clip.mel) for clip in clips]
+    for shift in range(-MAX_SHIFT, MAX_SHIFT + 1):
+        scores = [shifted_score(*pair, shift) for pair in pairs if len(pair[0]) - abs(shift) >= MIN_WINDOWS]
+        if scores:
+            record.add(f"sound {shift:+d} frames", "cosine", bootstrap_mean(np.array(scores)), group=group)

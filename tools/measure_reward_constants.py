@@ -14,7 +14,7 @@ writes three files:
                 small size of post-training (``drawn``)
 ``noise.json``  standard deviation of every reward when one clip is framed and encoded again, tracked and scored again
 
-The dev speakers that ``benchmarks/rewards.py`` uses are unseen speakers for all of these.
+The dev speakers that ``python -m benchmarks reward-matrix`` uses are unseen speakers for all of these.
 """
 
 from __future__ import annotations

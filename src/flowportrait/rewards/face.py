@@ -86,7 +86,7 @@ def structural_similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 FACE_SIDE = 128
 """Side in pixels of the aligned face. The network was trained at 224; at 128 it distinguishes unseen speakers nearly as
-well in a third of the time (``benchmarks/rewards.py identity``)."""
+well in a third of the time (``python -m benchmarks reward-matrix --part people``)."""
 FACE_WIDTH, FACE_CENTRE = 2.0, (0.0, 0.45)
 """Width and centre of the aligned face in outer-eye-corner distances."""
 

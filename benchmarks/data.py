@@ -24,8 +24,9 @@ from flowportrait.data.extract import extract_clips
 from flowportrait.data.prepare import PreparationConfig, prepare_corpus, prepare_video
 from flowportrait.data.quality_gates import MIN_SYNC_FRAMES, QualityGates, sync_margin
 from flowportrait.errors import BadInput
+from flowportrait.media.audio import SAMPLES_PER_FRAME
 from flowportrait.media.faces import FaceTracker
-from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames
+from flowportrait.media.video import iter_frames
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from flowportrait.evaluation.metrics import MetricRow
 from flowportrait.evaluation.statistics import Estimate, bootstrap_mean
 from flowportrait.evaluation.tracking import VideoTracks, track_file
 from flowportrait.files import check_output_folder, write_text
-from flowportrait.media.audio import read_audio
+from flowportrait.media.audio import SAMPLES_PER_FRAME, read_audio
 from flowportrait.media.faces import FaceTracker, interpolate_missing_frames
-from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames
+from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
 from flowportrait.terminal import progress
 

@@ -21,8 +21,8 @@ from flowportrait.data.motion_dataset import MotionClip, load_motion_clips
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.motion_metrics import count_blinks, eye_aperture, gaze_std, head_range
 from flowportrait.evaluation.statistics import bootstrap_mean, bootstrap_ratio
-from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.media.mel import SAMPLES_PER_FRAME, log_mel, normalize_loudness
+from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME
+from flowportrait.media.mel import log_mel, normalize_loudness
 from flowportrait.media.video import FPS
 from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.enhancer import Enhancer, denoise_mel, load_enhancer

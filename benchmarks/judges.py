@@ -277,7 +277,7 @@ def learn_preferences(options: JudgeOptions, record: Record) -> None:
         len(CLIP_ASPECTS) * len(experts.scales), RubricLibrary(EXPERTS),
     )  # fmt: skip
     for one in learned.rounds:
-        kept = "kept" if one.kept else "not kept"
+        kept = "kept" if one.is_accepted else "not kept"
         record.note(f"Learning: {one.before:.3f} → {one.after:.3f}, {kept}: {one.entries}")
     whole = measure_agreement(MeasuredPanel(), pairs)[0]
     rows = {"all pairs": whole, "held-out pairs, before": learned.first, "held-out pairs, after": learned.last}

@@ -26,10 +26,10 @@ from flowportrait.commands.options import OptionalPath
 from flowportrait.errors import BadInput
 from flowportrait.flow.noise import keyed_noise
 from flowportrait.flow.schedules import noise_schedule, solve_ode
-from flowportrait.media.audio import SAMPLE_RATE, Sound
+from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, Sound
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
-from flowportrait.media.video import FPS, SAMPLES_PER_FRAME
+from flowportrait.media.video import FPS
 from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.sampler import GenerationSession, OnnxStep, export_step, sample_chunks
 from flowportrait.rendering.renderer import MotionCodec
@@ -241,11 +241,11 @@ class SlowVoice:
         self.voice = load_voice(name)
         self.name = f"{name}, at the pace of speech"
 
-    def reads(self, language: str) -> bool:
-        return self.voice.reads(language)
+    def supports(self, language: str) -> bool:
+        return self.voice.supports(language)
 
-    def say(self, sentence: str) -> Sound:
-        sound = self.voice.say(sentence)
+    def synthesize(self, sentence: str) -> Sound:
+        sound = self.voice.synthesize(sentence)
         time.sleep(sound.samples.shape[1] / sound.rate)
         return sound
 
@@ -262,7 +262,7 @@ def speak(options: SpeakOptions, record: Record) -> None:
         return iter([np.concatenate(list(pieces))])
 
     for voice in (load_voice("heart"), load_voice("espeak"), SlowVoice("espeak")):
-        voice.say("Hello.")
+        voice.synthesize("Hello.")
         for name, order in (("sentence by sentence", prefetch), ("spoken whole first", whole)):
             with stopwatch() as spent:
                 frames = animator.draw(image, animator.live(order(synthesize_samples([_TEXT], voice))))

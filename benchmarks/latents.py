@@ -27,10 +27,11 @@ from flowportrait.evaluation.networks import load_evaluation_networks
 from flowportrait.flow.kernels import KERNELS
 from flowportrait.flow.noise import NoiseKey, keyed_noise
 from flowportrait.flow.schedules import noise_schedule, solve_ode
+from flowportrait.media.audio import SAMPLES_PER_FRAME
 from flowportrait.media.crop import sample_crop
 from flowportrait.media.faces import FaceTracker
 from flowportrait.media.image import read_image
-from flowportrait.media.mel import SAMPLES_PER_FRAME, log_mel, normalize_loudness
+from flowportrait.media.mel import log_mel, normalize_loudness
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import FPS, iter_frames
 from flowportrait.media.write_video import write_video

@@ -208,7 +208,7 @@ def measure_pictures(pictures: torch.Tensor, held_out: np.ndarray) -> dict[str, 
     """Return artefacts and grades by picture ``[N, 3, S, S]``, and the distance to held-out features ``[M, D]``."""
     limits, judge = DetectorLimits.load(), MeasuredStills()
     views = find_framed_faces(pictures)
-    beyond = [limits.beyond(view) for view in views]
+    beyond = [limits.excess(view) for view in views]
     return {
         "artefacts": {
             name: [None if (value := row[name]) is None else bool(value > 0) for row in beyond]
@@ -339,7 +339,7 @@ def artefacts(options: ArtefactsOptions, record: Record) -> None:
             name = f"{damage.name} {strength:g}" + (f" ({own})" if own else "")
             add_detections(record, name, [damage.damage(view, strength) for view in views], views)
     for path in picture_paths(options.photos) if options.photos else ():
-        found = DetectorLimits.load().beyond(find_face(read_image(path)))
+        found = DetectorLimits.load().excess(find_face(read_image(path)))
         accused = [f"{name} {value:.1f}" for name, value in found.items() if value is not None and value > 0]
         record.note(f"{path.name}: {', '.join(accused) or 'nothing'}.")
 
@@ -350,7 +350,7 @@ def add_detections(record: Record, system: str, pictures: list[np.ndarray], view
     for picture, view in zip(pictures, views, strict=True):
         assert view.landmarks is not None, "only pictures with a face are measured"
         assert view.blendshapes is not None, "a face has both"
-        rows.append(limits.beyond(FaceView.at(picture, [(view.landmarks, view.blendshapes)])))
+        rows.append(limits.excess(FaceView.at(picture, [(view.landmarks, view.blendshapes)])))
     for kind in rows[0]:
         known = [value > 0 for row in rows if (value := row[kind]) is not None]
         if known:
@@ -407,7 +407,7 @@ def velocity_fields(options: InversionOptions) -> Iterator[tuple[str, VelocityFi
         flow, faces = PortraitFlow.from_pretrained(options.flow), FramedFaces.load(options.faces).unseen_speakers()
         chosen = np.random.default_rng(0).choice(len(faces), min(options.samples, len(faces)), replace=False)
         samples = flow.space.encode(frames_to_pictures(faces.small[chosen]))
-        context = flow.told(flow.standardise(torch.from_numpy(faces.attributes[chosen])))
+        context = flow.attributes_in(flow.standardise(torch.from_numpy(faces.attributes[chosen])))
         yield "portrait flow", partial(flow.velocity, context=context), samples
     if options.corpus:
         policy = load_generator(options.generator)

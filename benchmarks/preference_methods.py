@@ -194,7 +194,7 @@ def likelihood(policy: ARFlow, start: ARFlow, source: OfflineSource) -> dict[str
     """
     task = OfflineTask(source, CHUNK)
     shown = task.draw(HELD_OUT, 0, 1)
-    trajectory = task.show(start, shown, torch.arange(HELD_OUT)).trajectory
+    trajectory = task.build_rollouts(start, shown, torch.arange(HELD_OUT)).trajectory
     points = DPO().points(trajectory, NoiseKey(7))
     now, before = velocity_at(policy, trajectory, points), velocity_at(start, trajectory, points)
     assert points.target is not None, "noised points have a target"

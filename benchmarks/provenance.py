@@ -17,11 +17,11 @@ from benchmarks.material import picture_paths, use_one_thread
 from benchmarks.record import Record
 from benchmarks.timing import processor_seconds
 from flowportrait.errors import BadInput
-from flowportrait.media.audio import SAMPLE_RATE, read_audio
+from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, read_audio
 from flowportrait.media.formats import OUTPUT_FORMATS
 from flowportrait.media.image import read_image
 from flowportrait.media.stream import write_video_stream
-from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames
+from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
 from flowportrait.pipelines.animator import Animator
 from flowportrait.provenance.inspection import inspect_provenance

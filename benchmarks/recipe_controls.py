@@ -148,7 +148,7 @@ def with_sampling(model: ARFlow, sampling: Sampling) -> ARFlow:
     changed = copy.copy(model)
     changed.config = replace(model.config, guidance=sampling.guidance, steps=sampling.steps)
     # This hides the method in the copy alone.
-    vars(changed)["begin"] = lambda noise: sampling.temperature * model.begin(noise)
+    vars(changed)["initial_state"] = lambda noise: sampling.temperature * model.initial_state(noise)
     return changed
 
 

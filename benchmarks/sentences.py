@@ -17,8 +17,8 @@ from flowportrait.commands.options import Flag, OptionalPath
 from flowportrait.data.corpus import FaceClip
 from flowportrait.data.motion_dataset import MotionClip, load_motion_clips
 from flowportrait.errors import BadInput
-from flowportrait.media.audio import SAMPLE_RATE, read_audio
-from flowportrait.media.mel import SAMPLES_PER_FRAME, normalize_loudness
+from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, read_audio
+from flowportrait.media.mel import normalize_loudness
 from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.enhancer import Enhancer, load_enhancer
 

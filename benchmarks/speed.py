@@ -28,10 +28,10 @@ from benchmarks.timing import (
     stopwatch,
 )
 from flowportrait.commands.options import Flag, OptionalPath
-from flowportrait.media.audio import SAMPLE_RATE
+from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
-from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames
+from flowportrait.media.video import iter_frames
 
 MS = 1000.0
 

@@ -37,11 +37,11 @@ from flowportrait.evaluation.motion_metrics import count_blinks, measure_silent_
 from flowportrait.evaluation.statistics import bootstrap_mean, bootstrap_ratio
 from flowportrait.evaluation.tracking import VideoTracks
 from flowportrait.files import write_json
-from flowportrait.media.audio import SAMPLE_RATE, read_audio
+from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, read_audio
 from flowportrait.media.crop import MOUTH_PATCH, mouth_patch
 from flowportrait.media.faces import FaceTracker
 from flowportrait.media.image import read_image
-from flowportrait.media.mel import SAMPLES_PER_FRAME, log_mel, normalize_loudness
+from flowportrait.media.mel import log_mel, normalize_loudness
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import FPS, iter_frames
 from flowportrait.media.write_video import write_video

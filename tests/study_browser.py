@@ -16,9 +16,9 @@ import pytest
 import uvicorn
 from skimage.data import astronaut
 
+from flowportrait.human_study.make import make_study
+from flowportrait.human_study.server import study_app
 from flowportrait.media.write_video import write_video
-from flowportrait.study.make import make_study
-from flowportrait.study.server import study_app
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -77,7 +77,7 @@ class Graft:
         base = torch.cat([start[:, None], history[:, :-1, -1]], 1)
         latents = self.student.space.encode(chunks, base)
         sigma = torch.rand(latents.shape[:2], generator=draws)
-        noise = self.teachers[1].begin(torch.randn(latents.shape, generator=draws))
+        noise = self.teachers[1].initial_state(torch.randn(latents.shape, generator=draws))
         x, silent = interpolate(latents, noise, sigma[..., None]), torch.rand(BATCH, generator=draws) < SILENT_SHARE
 
         def velocity_of(model: ARFlow) -> torch.Tensor:

@@ -142,7 +142,7 @@ def measure(corpus: Path, footage: Path, output: Path) -> None:
     clips = [(speaker, *read(path)) for speaker, path in track(list(training_clips(corpus, footage)), "reading")]
     portraits = [Portrait.from_image(frames[0]) for _, frames, _ in track(clips, "portraits")]
     batch = RewardBatch.from_frames([frames for _, frames, _ in clips], [audio for _, _, audio in clips])
-    tracked = torch.tensor([row for row in range(len(batch)) if row not in batch.unseen])
+    tracked = torch.tensor([row for row in range(len(batch)) if row not in batch.tracking_failures])
     batch, own_portraits = batch.select(tracked), [portraits[row] for row in tracked.tolist()]
     output.mkdir(parents=True, exist_ok=True)
     indices = frame_pair_indices(PICTURE_FRAMES)

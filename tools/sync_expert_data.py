@@ -25,7 +25,8 @@ from flowportrait.data.corpus import FaceClip
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.lip_sync import MOUTH_CROP
 from flowportrait.evaluation.motion_metrics import frame_rms, mouth_opening
-from flowportrait.media.mel import MELS_PER_FRAME, SAMPLES_PER_FRAME, log_mel, normalize_loudness
+from flowportrait.media.audio import SAMPLES_PER_FRAME
+from flowportrait.media.mel import MELS_PER_FRAME, log_mel, normalize_loudness
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
 from flowportrait.rendering.motion_basis import LOWER_FACE, MotionBasis, mirror_matrix

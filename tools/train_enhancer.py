@@ -24,15 +24,8 @@ import torch.nn.functional as F
 from flowportrait.data.corpus import read_corpus_clips
 from flowportrait.data.motion_dataset import TRAINING_SPLITS
 from flowportrait.files import atomic_write
-from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.media.mel import (
-    HOP_LENGTH,
-    N_MELS,
-    SAMPLES_PER_FRAME,
-    log_mel,
-    loudness_gain_from_power,
-    normalize_loudness,
-)
+from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME
+from flowportrait.media.mel import HOP_LENGTH, N_MELS, log_mel, loudness_gain_from_power, normalize_loudness
 from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.enhancer import CLEAN_DB, Enhancer
 from flowportrait.models.speech_encoder import SILENT_MEL

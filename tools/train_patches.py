@@ -121,7 +121,7 @@ def train(clips: list[LatentClip], output: Path, minutes: float, side: int, spat
         step, spent, running = state["step"], state["spent"], state["running"]
     usable = [clip for clip in clips if len(clip.latents) > WINDOW]
     with StopRequest() as stop:
-        while spent < 60 * minutes and not stop.asked:
+        while spent < 60 * minutes and not stop.requested:
             began = time.process_time()
             for group in optimizer.param_groups:
                 cosine = 0.5 * (1 + math.cos(math.pi * spent / (60 * minutes)))
@@ -136,7 +136,7 @@ def train(clips: list[LatentClip], output: Path, minutes: float, side: int, spat
                     mean.lerp_(now, 1 - decay)
             running = value.item() if math.isnan(running) else 0.98 * running + 0.02 * value.item()
             step, spent = step + 1, spent + time.process_time() - began
-            if step % 100 == 0 or spent >= 60 * minutes or stop.asked:
+            if step % 100 == 0 or spent >= 60 * minutes or stop.requested:
                 print(f"step {step}  loss {running:.4f}  {spent / 60:.1f} of {minutes:g} min", flush=True)
                 average.save_pretrained(output / "checkpoint")
                 state = {

@@ -68,7 +68,7 @@ def train(faces: FramedFaces, folder: Path, config: TrainConfig | None = None) -
         flow = PortraitFlow.from_pretrained(folder / "clean")
     else:
         flow = PortraitFlow(PortraitFlowConfig(side=training.small.shape[1]))
-        flow.usual.copy_(torch.stack([attributes.mean(0), attributes.std(0).clamp_min(1e-3)]))
+        flow.attribute_statistics.copy_(torch.stack([attributes.mean(0), attributes.std(0).clamp_min(1e-3)]))
         pictures = frames_to_pictures(training.small)
         space = PictureSpace.fit(torch.cat([pictures, pictures.flip(-1)]), flow.latent_dim)
         flow.space.load_state_dict(space.state_dict())
@@ -110,7 +110,7 @@ def fit(
         side = torch.randint(2, (config.batch,))
         z, noise = latents[side, rows], torch.randn(config.batch, flow.latent_dim)
         sigma = torch.rand(config.batch)
-        context = flow.told(conditions[side, rows])
+        context = flow.attributes_in(conditions[side, rows])
         velocity = flow.velocity(interpolate(z, noise, sigma[:, None]), sigma, context)
         loss = (velocity - target_velocity(z, noise)).square().mean()
         optimizer.zero_grad()

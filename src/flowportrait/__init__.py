@@ -81,8 +81,8 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'flowportrait' has no attribute {name!r}")
-    module, _, own = _MODULES[name].partition(":")
-    value = getattr(import_module(module), own or name)
+    module, _, name_there = _MODULES[name].partition(":")
+    value = getattr(import_module(module), name_there or name)
     globals()[name] = value
     return value
 

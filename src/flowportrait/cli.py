@@ -1,8 +1,8 @@
 """The command line: ``flowportrait COMMAND …``; every command is a function in ``commands/``.
 
 Exit code 0 on success, 2 on bad input (one sentence on standard error) or where some of several inputs failed, 130 on
-Ctrl-C. With ``--json`` standard output carries one JSON object and nothing else. A reader of standard output that
-leaves early (``| head``) ends it quietly.
+Ctrl-C. With ``--json`` the only output is one JSON object. The program ends without a message if the reader of its
+output stops early (``| head``).
 """
 
 from __future__ import annotations
@@ -40,36 +40,38 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 COMMANDS: dict[str, Command] = {
     "animate": Command("animate:run", "make a talking video from a photo, or dub a video"),
-    "studio": Command("studio:run", "all of it in a browser, on this machine alone"),
-    "demo": Command("demo:run", "the main job on real input, with a report"),
+    "studio": Command("studio:run", "make, compare and train talking portraits in a browser"),
+    "demo": Command("demo:run", "animate, post-train and evaluate in ten minutes, with a report"),
     "verify": Command("verify:run", "say whether videos were made with FlowPortrait, and who signed them"),
-    "prepare": Command("prepare:run", "turn videos into a training corpus, or look at one"),
+    "prepare": Command("prepare:run", "prepare a training corpus from videos, or report on one"),
     "pretrain": Command("pretrain:run", "supervised training on a corpus"),
     "posttrain": Command("posttrain:run", "reinforcement learning on portraits and speech"),
-    "posttrain recipes": Command("posttrain:run_recipes", "list the post-training methods, or show one"),
-    "posttrain policies": Command("posttrain:run_policies", "other generators that can be post-trained"),
+    "posttrain recipes": Command("posttrain:run_recipes", "list the recipes of post-training, or show one"),
+    "posttrain policies": Command("posttrain:run_policies", "list or check other generators that can be post-trained"),
     "doctor": Command("doctor:run", "say what is wrong with a post-training run"),
     "preferences": Command("", "make and examine preference pairs, ask people, train reward models"),
-    "preferences inspect": Command("preferences:run_inspect", "counts, ties, agreement, contradictions, leaks"),
-    "preferences make": Command("preferences:run_make", "pairs of finished videos: intact against damaged"),
-    "preferences from-judge": Command("preferences:run_judged", "pairs from a judge's scores of two systems"),
+    "preferences inspect": Command("preferences:run_inspect", "report ties, agreement, contradictions and leaks"),
+    "preferences make": Command("preferences:run_make", "make pairs of intact and damaged videos"),
+    "preferences from-judge": Command("preferences:run_judged", "make pairs from a judge's scores of two systems"),
     "preferences study": Command("", "ask people which system they prefer"),
-    "preferences study make": Command("preferences:run_study_make", "pair videos of the same name"),
-    "preferences study serve": Command("preferences:run_study_serve", "show the page"),
-    "preferences study analyse": Command("preferences:run_study_analyse", "who is preferred, and how sure is that"),
+    "preferences study make": Command("preferences:run_study_make", "make a study from videos with the same name"),
+    "preferences study serve": Command("preferences:run_study_serve", "serve the page of a study"),
+    "preferences study analyse": Command(
+        "preferences:run_study_analyse", "report which system is preferred, with intervals"
+    ),
     "preferences train": Command("preferences:run_train", "train the reward model: sync, expression and motion"),
-    "preferences train-latent": Command("preferences:run_train_latent", "the same scores of noisy latents"),
+    "preferences train-latent": Command("preferences:run_train_latent", "train a reward model of noisy latents"),
     "evaluate": Command("evaluate:run", "measure finished videos, or checkpoints on prompts"),
     "evaluate score": Command("evaluate:run_score", "score finished videos with the rewards of post-training"),
-    "evaluate bench": Command("evaluate:run_bench", "benchmark with negative controls and a ground-truth ceiling"),
-    "evaluate portraits": Command("evaluate:run_portraits", "artefact rates and scores of generated portraits"),
-    "judge": Command("", "grade videos 1 to 5, examine or calibrate a judge, or serve one"),
+    "evaluate bench": Command("evaluate:run_bench", "run the benchmark with controls and a ceiling"),
+    "evaluate portraits": Command("evaluate:run_portraits", "count artefacts of generated portraits and score them"),
+    "judge": Command("", "grade videos from 1 to 5; test, calibrate or serve a judge"),
     "judge score": Command("judge:run_score", "grade finished videos"),
-    "judge check": Command("judge:run_check", "show a judge damage of known strength; only who passes is trained on"),
-    "judge calibrate": Command("judge:run_calibrate", "compare with human scores and learn a map to them"),
-    "judge agree": Command("judge:run_agree", "how often a judge says what people said about two clips"),
-    "judge learn": Command("judge:run_learn", "let preferences improve what a judge goes by"),
-    "judge serve": Command("judge:run_serve", "offer the panel and scorers over HTTP"),
+    "judge check": Command("judge:run_check", "test whether a judge notices damage of known strength"),
+    "judge calibrate": Command("judge:run_calibrate", "compare a judge with human scores, and fit a map to them"),
+    "judge agree": Command("judge:run_agree", "measure how often a judge prefers what people prefer"),
+    "judge learn": Command("judge:run_learn", "improve the rubric of a judge with preferences of people"),
+    "judge serve": Command("judge:run_serve", "serve a judge and rewards over HTTP"),
     "export": Command("export:run", "write a generator's streaming step as ONNX"),
 }
 
@@ -90,10 +92,10 @@ PROGRAM = "flowportrait"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command of the command line; returns the exit code.
+    """Run one command of the command line and return the exit code.
 
-    For programs of one's own there are ``AnimatePipeline`` and the functions that the commands call. Signal handlers
-    and the display of warnings belong to the command while it runs, and are the caller's again afterwards.
+    Programs should use ``AnimatePipeline`` and the functions that the commands call. Signal handlers and the display of
+    warnings are replaced while the command runs, and restored afterwards.
     """
     show = warnings.showwarning
     warnings.showwarning = lambda message, *_, **__: log(f"Warning: {message}")
@@ -150,7 +152,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def read_command(arguments: Sequence[str]) -> tuple[Callable[[Any], dict[str, Any]], Any]:
-    """The function of a command line and its options; nothing is run.
+    """Return the function of a command line and its options, without running it.
 
     Raises:
         BadInput: no such command, or a word that is not understood.
@@ -173,11 +175,11 @@ def read_command(arguments: Sequence[str]) -> tuple[Callable[[Any], dict[str, An
 
 
 def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The longest name of a command that the words begin with, and the other words."""
+    """Return the longest name of a command that the words begin with, and the other words."""
     words = list(arguments)
     if words and words[0] in OLD_COMMANDS:
         new = OLD_COMMANDS[words[0]]
-        log(f"Warning: '{PROGRAM} {words[0]}' is now '{PROGRAM} {new}'; the old name goes with the next version.")
+        log(f"Warning: '{PROGRAM} {words[0]}' is now '{PROGRAM} {new}'; the next version removes the old name.")
         words = [*new.split(), *words[1:]]
     for length in range(min(3, len(words)), 0, -1):
         if (name := " ".join(words[:length])) in COMMANDS:
@@ -186,7 +188,7 @@ def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _answer_without_command(name: str, words: Sequence[str]) -> None:
-    """Help, the version, or what is missing.
+    """Print the help or the version, or report the missing command.
 
     Raises:
         SystemExit: after help or the version.
@@ -217,7 +219,7 @@ def _help_page(name: str, program: str) -> str:
 
 
 def _subcommands(name: str) -> list[str]:
-    """The commands under a name, one word longer."""
+    """Return the commands under a name that are one word longer."""
     length = len(name.split())
     return [one for one in COMMANDS if one.split()[:length] == name.split() and len(one.split()) == length + 1]
 

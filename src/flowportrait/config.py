@@ -1,9 +1,9 @@
 """Configurations are frozen dataclasses with strict keys.
 
-``override(config, ["objective.kl_weight=0.1", "groups=4"])`` reads each value by the type its field declares; an
-unknown key or a value of another type is the user's error and is named with what would have been right.
+``override(config, ["objective.kl_weight=0.1", "groups=4"])`` converts each value to the type of its field. An unknown
+key, or a value of another type, raises ``BadInput`` with the keys or the type that would be right.
 
-Keys and values of earlier versions are understood where a configuration lists them:
+A configuration may list earlier names of its keys and values, which are then read too:
 
     earlier_keys = (("pieces", "rollout_chunks"),)
     earlier_values = (("aggregation", "summed", "sum_then_normalize"),)
@@ -32,7 +32,7 @@ Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def override(config: Config, changes: Sequence[str]) -> Config:
-    """A copy of ``config`` with ``a.b=value`` changes applied in order, as command lines give them.
+    """Return a copy of ``config`` with changes ``a.b=value`` of a command line applied in order.
 
     Raises:
         BadInput: a change without ``=``, an unknown key, or a value that does not fit its field.
@@ -44,7 +44,7 @@ def override(config: Config, changes: Sequence[str]) -> Config:
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:
-    """Key and value of ``key=value`` where no field declares a type: numbers, true, false, none, or else text.
+    """Return key and value of ``key=value`` without a declared type: a number, true, false, none, or else text.
 
     Raises:
         BadInput: there is no ``=``, or nothing before it.
@@ -61,7 +61,7 @@ def _split_setting(setting: str) -> tuple[str, str]:
 
 
 def replace_settings(config: Config, settings: Mapping[str, Any]) -> Config:
-    """A copy of ``config`` with values of Python under dotted keys: ``{"groups": 4, "objective.kl_weight": 0.1}``.
+    """Return a copy of ``config`` with new values by dotted keys: ``{"groups": 4, "objective.kl_weight": 0.1}``.
 
     Raises:
         BadInput: an unknown key, or a value that does not fit its field.
@@ -72,7 +72,7 @@ def replace_settings(config: Config, settings: Mapping[str, Any]) -> Config:
 
 
 def _replace_value(config: Config, path: list[str], value: Any, full: str, read: Callable[..., Any]) -> Config:
-    """A copy with the value at ``path``, which ``read(value, type, full)`` makes one of the type of its field."""
+    """Return a copy with the value at ``path``; ``read(value, type, full)`` converts it to the type of its field."""
     hints, name = _fields(type(config)), _current_key(type(config), path[0])
     _check_key(name, hints, full)
     current, part = getattr(config, name), _plain(hints[name])
@@ -100,7 +100,12 @@ def _holds_parts(value: Any) -> bool:
 
 
 def upgrade_keys(config: Any, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as ``to_dict`` of some version gave them, under today's keys and values; ``config`` is of their kind."""
+    """Return settings that ``to_dict`` of any version gave, with today's keys and values.
+
+    Args:
+        config: a configuration of the same class, which lists the earlier names.
+        data: the settings.
+    """
     values = {}
     for key, value in data.items():
         name = _current_key(type(config), key)
@@ -114,18 +119,18 @@ def upgrade_keys(config: Any, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _current_key(kind: type, key: str) -> str:
-    """Today's name of a key, where ``kind`` says that it had another."""
+    """Return today's name of a key that ``kind`` may list under an earlier name."""
     return key if key in _fields(kind) else dict(getattr(kind, "earlier_keys", ())).get(key, key)
 
 
 def _current_value(kind: type, key: str, value: Any) -> Any:
-    """Today's name of a value of ``key``, where ``kind`` says that it had another."""
+    """Return today's name of a value of ``key`` that ``kind`` may list under an earlier name."""
     renamed = {(of, before): now for of, before, now in getattr(kind, "earlier_values", ())}
     return renamed.get((key, value), value) if isinstance(value, str) else value
 
 
 def at_least(config: Any, **least: float) -> None:
-    """For ``__post_init__``: numbers under their least sensible value are bad input; ``None`` is left alone.
+    """Raise BadInput for the first field below its least value; None is always allowed.
 
     Raises:
         BadInput: names the key, its value and the least one.
@@ -137,12 +142,12 @@ def at_least(config: Any, **least: float) -> None:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain JSON-able values, nested like the dataclasses."""
+    """Return plain values that JSON can hold, nested like the dataclasses."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
 def from_dict(kind: type[Config], data: dict[str, Any]) -> Config:
-    """Inverse of ``to_dict``; missing keys take their defaults.
+    """Return a configuration from what ``to_dict`` returned; missing keys take their defaults.
 
     Raises:
         BadInput: an unknown key or a value of another type.
@@ -162,7 +167,7 @@ def from_dict(kind: type[Config], data: dict[str, Any]) -> Config:
 
 
 def merge(config: Config, data: dict[str, Any]) -> Config:
-    """``config`` with the values of ``to_dict`` of one of its kind: parts keep the types that ``config`` gives them.
+    """Return ``config`` with values that ``to_dict`` returned; parts keep the types that ``config`` gives them.
 
     Raises:
         BadInput: an unknown key or a value of another type.
@@ -182,7 +187,7 @@ def _merge_value(current: Any, value: Any, hint: Any, key: str) -> Any:
     if isinstance(current, tuple) and current and _holds_parts(current) and isinstance(value, (list, tuple)):
         if len(value) != len(current):
             raise BadInput(f"{key} has {len(value)} parts, and what it is read for has {len(current)}.")
-        return tuple(merge(part, own) for part, own in zip(current, value, strict=True))
+        return tuple(merge(part, stored) for part, stored in zip(current, value, strict=True))
     return _convert(value, hint, key)
 
 
@@ -204,7 +209,7 @@ def load(kind: type[Config], path: Path) -> Config:
 
 
 def _fields(kind: Any) -> dict[str, Any]:
-    """Type of every field of a configuration, in order."""
+    """Return the type of every field of a configuration, in order."""
     hints = typing.get_type_hints(kind)
     return {part.name: hints[part.name] for part in dataclasses.fields(kind)}
 
@@ -240,7 +245,7 @@ def _word(text: str) -> Any:
 
 
 def _plain(hint: Any) -> Any:
-    """The one type of ``T | None``."""
+    """Return T for the type ``T | None``."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
         return kinds[0] if len(kinds) == 1 else hint
@@ -248,7 +253,7 @@ def _plain(hint: Any) -> Any:
 
 
 def _convert(value: Any, hint: Any, key: str) -> Any:
-    """``value`` as a ``hint``, or BadInput."""
+    """Convert ``value`` to the type ``hint``, or raise BadInput."""
     plain = _plain(hint)
     if value is None and plain is not hint:
         return None
@@ -280,7 +285,7 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
 
 
 def _read_set(value: Any) -> list[Any] | None:
-    """Elements of a set, also of one that ``to_dict`` wrote as ``frozenset({'ref'})``; None if it is no set."""
+    """Return the elements of a set, perhaps in the form ``frozenset({'ref'})`` of ``to_dict``; None if it is none."""
     if isinstance(value, str) and value.startswith("frozenset(") and value.endswith(")"):
         try:
             return sorted(ast.literal_eval(value.removeprefix("frozenset(").removesuffix(")") or "()"))

@@ -1,7 +1,7 @@
-"""Optional packages that only some commands need, by the extra that installs them.
+"""Optional packages that only some commands need, grouped by the extra that installs them.
 
     pip install 'flowportrait[judge]'
-    openai = require("judge", "openai")        # the module, or BadInput with one sentence that names the extra
+    openai = require_extra("judge", "openai")  # the module, or BadInput with one sentence that names the extra
 
 ``EXTRAS`` must agree with the extras of ``pyproject.toml``.
 """

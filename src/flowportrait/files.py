@@ -2,12 +2,12 @@
 
 A file is written under a temporary name beside its own and then renamed, so that it is complete or absent:
 
-    with complete(path) as partial:
-        ...                              # write to partial; afterwards path exists, or nothing of it
+    with atomic_write(path) as partial:
+        ...                              # write to partial; afterwards the whole file is at path, or none
 
-The folders of the user are those of the XDG conventions, and a temporary one where there is none to write to:
-containers run programs as users without a home, without a name, or with a home that is read-only. The checks of
-outputs let a command fail before its work, not after it.
+The folders of the user follow the XDG conventions. Where none can be written to, a temporary one is used: containers
+run programs as users without a home, without a name, or with a read-only home. Outputs are checked before the work, so
+that a command fails early.
 """
 
 from __future__ import annotations
@@ -312,10 +312,10 @@ def _check_name(path: Path) -> None:
         raise BadInput(f"Cannot write {path} ({reason}): choose another --output.") from error
 
 
-def _try_write(folder: Path, wanted: Path) -> None:
+def _try_write(folder: Path, output: Path) -> None:
     # os.access returns True for root on a read-only mount, so a file is really created.
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise BadInput(f"Cannot write {wanted} ({error.strerror}): choose another --output.") from error
+        raise BadInput(f"Cannot write {output} ({error.strerror}): choose another --output.") from error

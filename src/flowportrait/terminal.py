@@ -4,10 +4,10 @@ Messages and progress go to standard error, results to standard output. In a dis
 prints. A signal during long work is put off until the current step is finished and saved:
 
     with StopRequest() as stop:
-        while not done and not stop.asked:
+        while not done and not stop.requested:
             step()
         save()
-    stop.obey()          # ends the program as the signal would have
+    stop.raise_pending_signal()          # ends the program as the signal would have
 
 Saving in the middle of a step would keep a state that no uninterrupted run ever has. A second signal stops at once.
 """
@@ -70,7 +70,7 @@ class StopRequest:
         self._previous_handlers: dict[int, Any] = {}
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether a signal asked to stop after this step."""
         return self.signal is not None
 

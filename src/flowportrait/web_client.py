@@ -1,12 +1,12 @@
-"""Requests to other machines: which addresses may be asked, which key goes where, and how large a response may be.
+"""Requests to other machines: allowed addresses, the key for each server, and the largest response.
 
-The user decides in the environment which key goes to which server; a file never does:
+Only the environment decides which key is sent to which server; settings in a file cannot:
 
     FLOWPORTRAIT_JUDGE_KEY=…   FLOWPORTRAIT_JUDGE_HOST=judge.example.org        the key goes to this host alone
     OPENAI_API_KEY=…           api.openai.com, or the host of OPENAI_BASE_URL
 
-Settings and recipes are shared between people. A file that names an address and a variable could otherwise send any
-variable of the reader's environment to anybody. No redirect is followed: it would send a portrait, and with it a key,
+Settings and recipes are shared between people. Otherwise a file that names an address and a variable could send any
+variable of the environment to anybody. No redirect is followed: it would send a portrait, and with it a key,
 to a host that the user did not name.
 """
 

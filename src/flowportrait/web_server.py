@@ -1,4 +1,4 @@
-"""Guards and limits that every server of this package has.
+"""The guards and limits of every server of this package.
 
     connection ─► whole head within 15 s? ─► Host? Origin? key? content type? ─► body, counted as it arrives ─► app
 
@@ -128,8 +128,8 @@ class RequestGuard:
         if not self._is_same_site(values, values["host"].lower(), scope["method"]):
             return 403, "Pages of other sites may not use this server."
         if self._key is not None:
-            given = values.get("authorization", "").encode("latin-1")
-            if not hmac.compare_digest(given, f"Bearer {self._key}".encode()):
+            sent = values.get("authorization", "").encode("latin-1")
+            if not hmac.compare_digest(sent, f"Bearer {self._key}".encode()):
                 return 401, "This server asks for its key as a bearer token."
         length = values.get("content-length", "")
         if length and (not length.isdigit() or len(length) > 15 or int(length) > self._largest):
@@ -376,8 +376,8 @@ def _timed_protocol() -> Any:
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class TimedProtocol(H11Protocol):
-        def __init__(self, *given: Any, **named: Any) -> None:
-            super().__init__(*given, **named)
+        def __init__(self, *sent: Any, **named: Any) -> None:
+            super().__init__(*sent, **named)
             self._head_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -299,7 +299,7 @@ def test_a_batch_is_consistent_or_refused(data: bytes, folder: Path) -> None:
     assert found.mel.shape == (rows, 4 * frames, 80)
     assert found.audio is None or found.audio.shape == (rows, 640 * frames)
     assert found.portraits is None or len(found.portraits) == rows
-    assert set(found.unseen) <= set(range(rows))
+    assert set(found.tracking_failures) <= set(range(rows))
     for what, draw in (("frames", found.frames), ("places", found.places)):
         if what in found.has:
             shown, wanted = outcome(partial(draw, (0,)), FramesRequested)

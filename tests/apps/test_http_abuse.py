@@ -25,6 +25,7 @@ import pytest
 import flowportrait.web_server as web
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
+from flowportrait.human_study.server import study_app
 from flowportrait.judges.client import ChatClient
 from flowportrait.judges.messages import Endpoint
 from flowportrait.judges.server import SERVED_MODEL, judge_app
@@ -33,7 +34,6 @@ from flowportrait.media.write_video import write_video
 from flowportrait.rewards.remote import MEDIA_TYPE, HttpReward
 from flowportrait.rewards.sync import LipSyncReward
 from flowportrait.speech.voices import SpeechServerVoice
-from flowportrait.study.server import study_app
 from flowportrait.web_client import api_key_for, check_server_address
 from flowportrait.web_server import allowed_host_names, bind_listener, make_server, strip_paths
 from tests import ROOT
@@ -520,7 +520,7 @@ def test_redirects_are_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
                 HttpReward.at(f"http://127.0.0.1:{port}", "sync")
             monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{port}/v1")
             with pytest.raises(BadInput, match="did not speak"):
-                SpeechServerVoice("alloy").say("Hello.")
+                SpeechServerVoice("alloy").synthesize("Hello.")
         with pytest.raises(TimeoutError):
             heard.append(thief.accept()[0].recv(10))
     assert heard == []

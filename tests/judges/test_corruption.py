@@ -22,7 +22,7 @@ from flowportrait.corruption import (
 from flowportrait.corruption.catalogue import CLIP_KINDS, KINDS
 from flowportrait.corruption.clips import paste_square
 from flowportrait.errors import BadInput
-from flowportrait.media.video import SAMPLES_PER_FRAME
+from flowportrait.media.audio import SAMPLES_PER_FRAME
 from flowportrait.rendering.motion_basis import BLINK, GAZE, LOWER_FACE
 
 FRAMES, SIDE = 50, 96

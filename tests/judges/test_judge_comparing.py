@@ -151,7 +151,7 @@ def test_a_rule_is_kept_only_if_held_out_pairs_are_better_agreed_with(tmp_path: 
     learned = learn_library(
         lambda library: Panel(backend, ONE, library=library), stated, RuleEditor(backend, ReplyCache(None)), 3
     )
-    assert [(one.before, one.after, one.kept) for one in learned.rounds] == [(0, 0, False), (0, 1, True)]
+    assert [(one.before, one.after, one.is_accepted) for one in learned.rounds] == [(0, 0, False), (0, 1, True)]
     assert learned.library.of("motion") == ("Dark is better.",)
     assert learned.first
     assert learned.last

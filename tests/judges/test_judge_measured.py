@@ -92,7 +92,7 @@ def test_nobody_grades_how_lips_fit_a_silence_or_a_face_that_is_not_there() -> N
     assert mute["lip_sync"].score is None
     assert mute["motion"].score is not None
     gone = seen(nod())
-    gone.unseen = {0: Failure("no_face", "turned away")}
+    gone.tracking_failures = {0: Failure("no_face", "turned away")}
     [findings] = MeasuredPanel().measure(gone, [False])
     for finding in findings.values():
         assert finding.score is None

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from skimage.data import astronaut
 
 from flowportrait.cli import main
@@ -98,7 +99,7 @@ def damaged(picture: np.ndarray) -> dict[str, float | None]:
     whole = person()
     assert whole.landmarks is not None
     assert whole.blendshapes is not None
-    return DetectorLimits.load().beyond(FaceView.at(picture, [(whole.landmarks, whole.blendshapes)]))
+    return DetectorLimits.load().excess(FaceView.at(picture, [(whole.landmarks, whole.blendshapes)]))
 
 
 def coloured(picture: np.ndarray, times: float) -> np.ndarray:
@@ -398,7 +399,7 @@ def tiny_flow() -> PortraitFlow:
     flow = PortraitFlow(PortraitFlowConfig(side=8, latents=6, width=16, blocks=1, frequencies=2))
     pictures = torch.from_numpy(faces().small).permute(0, 3, 1, 2).float() / 255
     flow.space.load_state_dict(PictureSpace.fit(pictures, 6).state_dict())
-    flow.usual[1] = 1
+    flow.attribute_statistics[1] = 1
     for parameter in flow.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     return flow
@@ -468,6 +469,19 @@ def test_a_flow_is_saved_and_read_back(tmp_path: Path) -> None:
     assert torch.equal(PortraitFlow.from_pretrained(tmp_path).draw(told), flow.eval().draw(told))
     with pytest.raises(BadInput, match="no portrait flow"):
         PortraitFlow.from_pretrained(tmp_path / "nowhere")
+
+
+def test_a_flow_of_version_0_1_is_read(tmp_path: Path) -> None:
+    flow = tiny_flow()
+    flow.save_pretrained(tmp_path)
+    earlier_names = {"attribute_statistics": "usual", "attributes_in.": "told.", ".modulation.": ".told."}
+    weights = load_file(tmp_path / "model.safetensors")
+    for new, old in earlier_names.items():
+        weights = {name.replace(new, old): value for name, value in weights.items()}
+    assert {"usual", "told.0.weight", "blocks.0.told.bias"} < set(weights)
+    save_file(weights, tmp_path / "model.safetensors")
+    wanted = torch.randn(2, 5)
+    assert torch.equal(PortraitFlow.from_pretrained(tmp_path).draw(wanted), flow.eval().draw(wanted))
 
 
 def test_the_picture_space_keeps_what_it_learned() -> None:

@@ -36,19 +36,19 @@ def test_the_crop_of_a_large_photo_is_as_sharp_as_the_file(tmp_path: Path) -> No
     picture = group()
     Image.fromarray(picture).save(tmp_path / "a.bmp")
     shown = read_photo(tmp_path / "a.bmp")
-    assert max(shown.shown.shape) == MAX_VIDEO_SIDE
+    assert max(shown.video_pixels.shape) == MAX_VIDEO_SIDE
     assert np.array_equal(shown.pixels, picture)
     portrait = Portrait.from_image(shown)
-    assert portrait.image is shown.shown
+    assert portrait.image is shown.video_pixels
     own = Portrait.from_image(picture[400:1900, 300:1800])
     assert sharpness(portrait.crop) > 0.9 * sharpness(own.crop)
-    assert sharpness(portrait.crop) > 3 * sharpness(Portrait.from_image(shown.shown).crop)
+    assert sharpness(portrait.crop) > 3 * sharpness(Portrait.from_image(shown.video_pixels).crop)
 
 
 def test_crop_and_shown_photo_lie_over_each_other() -> None:
     shown = Photo.for_video(group())
     portrait = Portrait.from_image(shown)
-    seen = cv2.warpAffine(shown.shown, portrait.to_crop, (512, 512), flags=cv2.INTER_LINEAR)
+    seen = cv2.warpAffine(shown.video_pixels, portrait.to_crop, (512, 512), flags=cv2.INTER_LINEAR)
     blurred = cv2.GaussianBlur(portrait.crop, (0, 0), 512 / 1920 * 4)
     inside = np.s_[64:448, 64:448]
     shift, _ = cv2.phaseCorrelate(
@@ -62,7 +62,7 @@ def test_crop_and_shown_photo_lie_over_each_other() -> None:
 def test_photos_that_players_take_are_cut_to_the_bit_as_before(shape: tuple[int, int]) -> None:
     picture = cv2.resize(data.astronaut(), shape[::-1], interpolation=cv2.INTER_AREA)
     shown = Photo.for_video(picture)
-    assert shown.shown is picture
+    assert shown.video_pixels is picture
     one, other = Portrait.from_image(shown), Portrait.from_image(picture)
     for name in ("image", "crop", "landmarks", "to_crop"):
         assert np.array_equal(getattr(one, name), getattr(other, name))

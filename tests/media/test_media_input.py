@@ -16,11 +16,11 @@ from scipy.io import wavfile
 
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.tracking import _source_fps
+from flowportrait.human_study.make import make_playable_video
 from flowportrait.media.audio import has_audio, mono_mix_weights, read_audio, read_sound
 from flowportrait.media.containers import file_url, open_media
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
-from flowportrait.study.make import make_playable_video
 
 RATE = 48_000
 NAMES = [

@@ -119,7 +119,7 @@ def test_the_low_passes_of_head_and_brows_are_butterworths(hertz: float, biquad:
     assert np.allclose(sosfilt_zi(sections), [biquad.settled], rtol=1e-12)
     track = np.random.default_rng(0).standard_normal((2, 50, 6)).astype(np.float32)
     wanted, end = sosfilt(sections, track, axis=1, zi=sosfilt_zi(sections)[:, None, :, None] * track[None, :, None, 0])
-    state = biquad.begin(track[:, 0])
+    state = biquad.initial_state(track[:, 0])
     pieces = [biquad.run(track[:, first : first + 7], state) for first in range(0, 50, 7)]
     assert np.allclose(np.concatenate(pieces, 1), wanted, rtol=1e-12, atol=1e-14)
     assert np.allclose(state.swapaxes(0, 1), end[0], rtol=1e-12, atol=1e-14)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from tools.train_enhancer import FRAMES, generator_features, losses_of, mixture, music
 
-from flowportrait.media.mel import HOP_LENGTH, SAMPLES_PER_FRAME, log_mel, normalize_loudness
+from flowportrait.media.audio import SAMPLES_PER_FRAME
+from flowportrait.media.mel import HOP_LENGTH, log_mel, normalize_loudness
 from flowportrait.models.arflow import ARFlow
 from flowportrait.models.enhancer import (
     CLEAN_DB,
@@ -179,16 +180,16 @@ def test_an_isolator_is_the_same_in_pieces_and_keeps_what_its_windows_add_up_to(
     assert torch.allclose(
         vorbis_window()[:HOP_LENGTH].square() + vorbis_window()[HOP_LENGTH:].square(), torch.ones(HOP_LENGTH), atol=1e-6
     )
-    state = model.begin()
+    state = model.initial_state()
     pieces = torch.cat([model(part, state) for part in sound.split(640 * 3)])
-    assert torch.allclose(pieces, model(sound, model.begin()), atol=1e-4)
-    state = model.begin()
+    assert torch.allclose(pieces, model(sound, model.initial_state()), atol=1e-4)
+    state = model.initial_state()
     model(sound, state)
     assert sum(value.untyped_storage().nbytes() for value in state.values()) < 20_000
     model.save(tmp_path / "isolator.safetensors")
     kept = Isolator.load(tmp_path / "isolator.safetensors")
     spectra = torch.fft.rfft(sound.unfold(0, WINDOW, HOP_LENGTH) * vorbis_window()) / WINDOW
-    ours, theirs = (net.separate(spectra, net.begin()) for net in (model, kept))
+    ours, theirs = (net.separate(spectra, net.initial_state()) for net in (model, kept))
     assert (ours - theirs).abs().square().mean() < 1e-3 * ours.abs().square().mean()
 
 

@@ -101,8 +101,8 @@ def test_augmentation_changes_the_voice_but_not_the_timing() -> None:
 def test_what_is_to_move_more_starts_from_wider_noise_and_lips_do_not(model: ARFlow) -> None:
     wider = ARFlow(replace(model.config, spread_head=2.0, spread_brows=1.5))
     noise = torch.ones(3, model.latent_dim)
-    parts = wider.begin(noise).unflatten(-1, (-1, model.config.chunk))
+    parts = wider.initial_state(noise).unflatten(-1, (-1, model.config.chunk))
     assert (parts[:, HEAD] == 2).all()
     assert (parts[:, BROWS] == 1.5).all()
     assert (parts[:, LOWER_FACE] == 1).all()
-    assert torch.equal(model.begin(noise), noise)
+    assert torch.equal(model.initial_state(noise), noise)

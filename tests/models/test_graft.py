@@ -15,7 +15,7 @@ from tools.graft_checkpoint import FRAMES, Graft, graft, grafted
 from flowportrait.data.corpus import FaceClip
 from flowportrait.data.motion_dataset import TRAINING_SPLITS, MotionClip, WindowSampler
 from flowportrait.errors import BadInput
-from flowportrait.media.mel import SAMPLES_PER_FRAME
+from flowportrait.media.audio import SAMPLES_PER_FRAME
 from flowportrait.models.arflow import ARFlow
 from flowportrait.models.training_clips import extract_features, save_clips
 from flowportrait.rendering.motion_basis import MotionBasis

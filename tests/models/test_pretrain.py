@@ -88,6 +88,9 @@ def test_stopped_and_resumed_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path
         patch.setattr("flowportrait.models.pretrain.StopRequest", stopping_after(2))
         train(CONFIG, halfway)
     assert read_state(halfway)["step"] == 2
+    # Lines that a run logged before it was killed, without the state that belongs to them.
+    with (halfway / "history.jsonl").open("a") as log:
+        log.write('{"step": 3, "loss": 9.0}\n{"step": 4, "los')
     resumed = train(CONFIG, halfway)
     assert same(whole, resumed)
     assert not same(whole, train(replace(CONFIG, seed=1), tmp_path / "other"))
@@ -127,7 +130,7 @@ def test_a_training_of_version_0_1_ends_where_it_would_have_ended_uninterrupted(
 
 
 def stopping_after(steps: int) -> type:
-    """A ``StopRequest`` that is asked after so many steps."""
+    """A ``StopRequest`` that is requested after so many steps."""
 
     class Asked:
         left = steps
@@ -139,7 +142,7 @@ def stopping_after(steps: int) -> type:
             pass
 
         @property
-        def asked(self) -> bool:
+        def requested(self) -> bool:
             self.left -= 1
             return self.left <= 0
 

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowportrait.media.mel import SAMPLES_PER_FRAME, log_mel, normalize_loudness
+from flowportrait.media.audio import SAMPLES_PER_FRAME
+from flowportrait.media.mel import log_mel, normalize_loudness
 from flowportrait.models.arflow import ARFlow
 from flowportrait.models.conditioning import RewardSteering
 from flowportrait.models.enhancer import load_enhancer

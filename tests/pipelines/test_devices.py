@@ -60,7 +60,7 @@ def chunks(model: ARFlow, device: torch.device) -> torch.Tensor:
 
 def latent_reward(model: LatentReward, device: torch.device) -> torch.Tensor:
     config = model.config
-    return model(rand(2, 3, 30 * config.chunk), 0.5, rand(2, 3, config.heard), rand(2, 30)).mean
+    return model(rand(2, 3, 30 * config.chunk), 0.5, rand(2, 3, config.audio_width), rand(2, 30)).mean
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Forward]] = {
@@ -76,7 +76,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Forward]] = {
     "portrait generator": (
         PortraitFlow,
         lambda net, at: net.velocity(
-            rand(2, net.latent_dim).to(at), torch.tensor(0.5), net.told(rand(2, 5).to(at))
+            rand(2, net.latent_dim).to(at), torch.tensor(0.5), net.attributes_in(rand(2, 5).to(at))
         ),
     ),
     "retouching": (lambda: perturbed(RetouchNet()), lambda net, at: net(windows(at))[1]),
@@ -121,7 +121,7 @@ def isolated(net: nn.Module, device: torch.device) -> torch.Tensor:
     if device.type == "meta":
         return net.mel(torch.empty(5, 161, dtype=torch.complex64, device=device))
     sound = 0.1 * rand(640 * 8)
-    return net(sound, net.begin())
+    return net(sound, net.initial_state())
 
 
 ROUGHER = {"generator": 0.2, "generator on log-mel": 0.2, "face network": 0.08}

@@ -68,11 +68,11 @@ class Hum:
         """As it is asked for."""
         return f"hum:{self.pitch:g}"
 
-    def reads(self, language: str) -> bool:
+    def supports(self, language: str) -> bool:
         """Return True: every language is hummed alike."""
         return True
 
-    def say(self, sentence: str) -> Sound:
+    def synthesize(self, sentence: str) -> Sound:
         """Return half a second of hum."""
         time = np.arange(8000) / 16_000
         wave = sum(np.sin(2 * np.pi * self.pitch * k * time) / k for k in (1, 2, 3, 4))

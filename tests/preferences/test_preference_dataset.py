@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from flowportrait.errors import BadInput
+from flowportrait.human_study.analysis import analyse_study
 from flowportrait.judges.learning import read_labelled_pairs
 from flowportrait.media.faces import FaceTracker
 from flowportrait.media.video import read_clip
@@ -21,7 +22,6 @@ from flowportrait.preferences.dataset import LABELS, NOT_JUDGED, Label, Preferen
 from flowportrait.preferences.reward_model import load_pair_batches
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rl.offline_data import OfflineDataConfig, labels_to_scores, read_preference_groups
-from flowportrait.study.analysis import analyse_study
 from tests import TESTS
 from tests.study_browser import videos
 

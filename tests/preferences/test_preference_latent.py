@@ -136,6 +136,7 @@ def test_what_is_saved_is_read_and_what_is_not_there_is_one_sentence(
     again = LatentReward.from_pretrained(tmp_path / "latent")
     x, heard, start = inputs(generator)
     assert torch.allclose(again(x, 0.2, heard, start).mean, reward(x, 0.2, heard, start).mean, atol=0.02)
+    assert '"audio_width"' in (tmp_path / "latent" / "config.json").read_text()  # version 0.1 wrote "heard"
     with pytest.raises(BadInput, match="No latent reward in"):
         LatentReward.from_pretrained(tmp_path)
     (tmp_path / "latent" / "model.safetensors").write_bytes(b"no")

@@ -19,9 +19,7 @@ from hypothesis import strategies as st
 
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
-from flowportrait.preferences.dataset import Label, read_pairs
-from flowportrait.preferences.inspection import krippendorff_alpha
-from flowportrait.study.analysis import (
+from flowportrait.human_study.analysis import (
     PreferenceResult,
     StudyVote,
     analyse_study,
@@ -29,9 +27,11 @@ from flowportrait.study.analysis import (
     exclusion_reason,
     fit_strengths,
 )
-from flowportrait.study.make import make_study
-from flowportrait.study.plan import QUESTIONS, AnswerStore, Study, StudyComparison
-from flowportrait.study.server import choice_of_label, label_of_choice, study_app
+from flowportrait.human_study.make import make_study
+from flowportrait.human_study.plan import QUESTIONS, AnswerStore, Study, StudyComparison
+from flowportrait.human_study.server import choice_of_label, label_of_choice, study_app
+from flowportrait.preferences.dataset import Label, read_pairs
+from flowportrait.preferences.inspection import krippendorff_alpha
 from tests.study_browser import small_study, videos
 
 
@@ -186,7 +186,7 @@ def test_nothing_identifying_is_stored(fresh: Path) -> None:
 
 def test_the_last_answer_counts_and_withdrawing_forgets_all(fresh: Path) -> None:
     store = AnswerStore(fresh, Study.load(fresh))
-    token, other = store.begin(), store.begin()
+    token, other = store.add_participant(), store.add_participant()
     assert (store.number(token), store.number(other), store.number("x")) == (0, 1, None)
     store.answer(token, "p0", "sync", Label.FIRST)
     store.answer(token, "p0", "sync", Label.TIE)
@@ -294,7 +294,7 @@ def test_the_analysis_finds_what_people_said_and_leaves_out_who_did_not_look(
     plan = Study.load(fresh)
     store = AnswerStore(fresh, plan)
     for person in range(6):
-        token, careless = store.begin(), person == 5
+        token, careless = store.add_participant(), person == 5
         for one in plan.comparisons:
             # Everybody who looks prefers "fast"; the careless one always says B.
             label = {

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from flowportrait.human_study.analysis import analyse_study
+from flowportrait.human_study.plan import QUESTIONS, AnswerStore, Study, Trial
 from flowportrait.preferences.dataset import Label
-from flowportrait.study.analysis import analyse_study
-from flowportrait.study.plan import QUESTIONS, AnswerStore, Study, Trial
 from tests.study_browser import browser, served, small_study
 
 pytestmark = pytest.mark.slow

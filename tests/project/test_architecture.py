@@ -134,6 +134,33 @@ def test_every_module_class_and_public_function_says_what_it_is() -> None:
     assert silent == []
 
 
+def documented(docstring: str) -> list[str]:
+    """The names of a docstring's Args and Attributes; an entry that is none as it stands."""
+    found = re.findall(r"^(?:Args|Attributes):\n((?: {4}.*\n?|\n)*)", docstring, re.MULTILINE)
+    entries = [line.strip() for part in found for line in part.splitlines() if re.match(r" {4}\S", line)]
+    return [match[1] if (match := re.match(r"(\**\w+)(?: \(.*\))?:", entry)) else entry for entry in entries]
+
+
+def test_every_documented_argument_exists() -> None:
+    wrong = []
+    for name, tree in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                own = node.args
+                known = {one.arg for one in (*own.posonlyargs, *own.args, *own.kwonlyargs)}
+                known |= {"*" + own.vararg.arg} if own.vararg else set()
+                known |= {"**" + own.kwarg.arg} if own.kwarg else set()
+            elif isinstance(node, ast.ClassDef) and not node.bases:
+                known = {one.arg for one in ast.walk(node) if isinstance(one, ast.arg)}
+                known |= {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
+                known |= {one.attr for one in ast.walk(node) if isinstance(one, ast.Attribute)}
+            else:
+                continue
+            named = documented(ast.get_docstring(node) or "")
+            wrong += [f"{name}:{node.name}: {entry}" for entry in named if entry not in known]
+    assert wrong == []
+
+
 @pytest.mark.parametrize("heavy", ["torch", "numpy", "cv2", "mediapipe"])
 def test_the_package_and_its_help_import_nothing_heavy(heavy: str) -> None:
     code = f"import sys, flowportrait, flowportrait.cli; sys.exit({heavy!r} in sys.modules)"

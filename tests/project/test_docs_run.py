@@ -17,9 +17,9 @@ from scipy.io import wavfile
 from skimage.data import astronaut
 
 from flowportrait.cli import main
+from flowportrait.human_study.plan import QUESTIONS, AnswerStore, Study
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.preferences.dataset import Label
-from flowportrait.study.plan import QUESTIONS, AnswerStore, Study
 from tests.doc_commands import ROOT, commands, words
 from tests.pipelines.test_animator import babble
 from tests.project.test_docs import QUICK
@@ -130,7 +130,7 @@ def answered(folder: Path) -> None:
     """A study that somebody took part in."""
     study = small_study(folder / "systems")
     plan, store = Study.load(study), AnswerStore(study, Study.load(study))
-    token = store.begin()
+    token = store.add_participant()
     for one in plan.comparisons:
         for aspect in QUESTIONS:
             store.answer(token, one.key, aspect, Label.TIE if one.kind == "identical" else Label.FIRST)

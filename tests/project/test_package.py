@@ -86,7 +86,7 @@ def metadata(wheels: Wheels) -> Message:
 @pytest.mark.slow
 def test_the_wheel_of_the_code_holds_its_data_and_nothing_of_weights_and_tests(wheels: Wheels) -> None:
     held = set(zipfile.ZipFile(wheels[0]).namelist())
-    for folder in ("samples", "study/page", "portraitgen", "evaluation"):
+    for folder in ("samples", "human_study/page", "portraitgen", "evaluation"):
         files = [path for path in (ROOT / "src" / "flowportrait" / folder).rglob("*") if path.is_file()]
         wanted = {path.relative_to(ROOT / "src").as_posix() for path in files if path.suffix != ".pyc"}
         assert wanted <= held, wanted - held

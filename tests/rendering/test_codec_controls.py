@@ -143,8 +143,8 @@ def test_shapes_alone_say_most_of_a_face_made_of_shapes() -> None:
 @pytest.mark.parametrize("suffix", ["csv", "json"])
 def test_a_performance_survives_its_file(tmp_path: Path, suffix: str) -> None:
     motion, path = performance(), tmp_path / f"motion.{suffix}"
-    write_motion(path, motion)
-    assert torch.allclose(read_motion(path), motion, atol=2e-3)
+    write_motion(str(path), motion)
+    assert torch.allclose(read_motion(str(path)), motion, atol=2e-3)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 

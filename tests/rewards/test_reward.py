@@ -72,6 +72,13 @@ def test_a_margin_is_own_fit_less_the_neighbourhoods() -> None:
     assert torch.allclose(sync_margins(torch.full((1, 30, 30), 0.7)), torch.zeros(1, 30), atol=1e-6)
 
 
+def test_lip_sync_of_clips_shorter_than_its_window_is_one_sentence() -> None:
+    short = RewardBatch(torch.zeros(2, 8, 30), torch.zeros(2, 32, 80))
+    with pytest.raises(BadInput, match="'sync' needs clips of at least 9 frames, not 8: raise frames to 12"):
+        LipSyncReward.load()(short)
+    assert LipSyncReward.load()(RewardBatch(torch.zeros(2, 12, 30), torch.zeros(2, 48, 80))).valid.all()
+
+
 @pytest.mark.parametrize("frames", [28, 29, 72])
 def test_lip_sync_credits_every_frame_with_a_window_that_it_is_part_of(frames: int) -> None:
     draw = torch.Generator().manual_seed(0)

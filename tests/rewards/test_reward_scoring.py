@@ -131,7 +131,7 @@ def test_a_missing_need_is_named() -> None:
 
 
 def test_where_no_face_was_seen_only_what_looks_at_faces_is_silent() -> None:
-    blind = batch(unseen={2: Failure("no_face", "turned away")})
+    blind = batch(tracking_failures={2: Failure("no_face", "turned away")})
     assert score_batch(Flaky([]), blind).valid.tolist() == [True, True, False, True, True, True]
     deaf = Flaky([], needs=frozenset({"mel"}))
     assert score_batch(deaf, blind).valid.all()
@@ -163,12 +163,12 @@ def test_a_selection_shares_what_has_been_drawn() -> None:
         drawn.append(indices)
         return motion[:, list(indices), :1, None, None].expand(-1, -1, 3, 4, 4)
 
-    whole = batch(draw=draw, unseen={4: Failure("no_face", "")}, transcript=list("abcdef"))
+    whole = batch(draw=draw, tracking_failures={4: Failure("no_face", "")}, transcript=list("abcdef"))
     whole.frames((0, 3))
     part = whole.select(torch.tensor([4, 1]))
     assert part.frames((3, 5))[:, 0, 0, 0, 0].tolist() == [4.0, 1.0]
     assert drawn == [(0, 3), (5,)]
-    assert list(part.unseen) == [0]
+    assert list(part.tracking_failures) == [0]
     assert part.transcript == ["e", "b"]
 
 

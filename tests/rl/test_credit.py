@@ -106,7 +106,7 @@ def test_noise_of_one_reward_leaves_the_others_alone() -> None:
 def test_metrics_tell_every_reward_apart() -> None:
     scores = {"a": all_valid(VALUE), "b": all_valid(VALUE)._replace(noise=2.0)}
     logged = assign_credit(scores, GROUP, 2, {"a": 1.0, "b": 1.0}, CreditConfig()).metrics
-    assert (logged["silent/a"], logged["silent/b"]) == (0.0, 0.5)
+    assert (logged["degenerate/a"], logged["degenerate/b"]) == (0.0, 0.5)
     assert logged["reward/a"] == pytest.approx(float(VALUE.mean()))
 
 

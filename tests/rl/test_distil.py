@@ -55,7 +55,7 @@ def test_a_student_without_guidance_comes_to_draw_in_one_step_what_its_teacher_d
     run = taught("distil", teacher=Teacher(samples=0), groups=1, frames=8, learning_rate=1e-2)
     batch = run.collect()
     lesson = run.freeze(batch.trajectory, run.credit(batch)[0])
-    gap = [run.learn([lesson], len(batch.trajectory))["apart"] for _ in range(50)]
+    gap = [run.learn([lesson], len(batch.trajectory))["distance"] for _ in range(50)]
     assert gap[-1] < 0.02 * gap[0]
     assert (run.policy.config.steps, run.policy.config.guidance) == (1, 1.0)
 
@@ -70,7 +70,7 @@ def test_the_witnesses_start_from_the_noise_of_the_first_siblings() -> None:
             drawn = (run.noise_key.normal(run.policy.latent_dim, "start", 4 * group, chunk) for group in range(3))
             noise = torch.stack(list(drawn))
             field = partial(run.policy.velocity, context=session.context())
-            x = solve_ode(field, run.policy.begin(noise), noise_schedule(8))
+            x = solve_ode(field, run.policy.initial_state(noise), noise_schedule(8))
             made.append(session.append(x))
     config = run.policy.config
     lift = join_chunks(torch.cat(made, 1), config.chunk, config.ease)[..., 0].mean(1)
@@ -91,7 +91,7 @@ def test_only_what_the_teacher_does_better_is_learned() -> None:
     assert metrics["reward/lift"] == 2.25
     assert metrics["teacher/lift"] == 1.5
     trajectory = taught("distil").collect().trajectory
-    gated, _ = Teacher().adjust_advantage(Advantage(credit.own.advantage[:, :, None, None]), trajectory, credit)
+    gated, _ = Teacher().adjust_advantage(Advantage(credit.local.advantage[:, :, None, None]), trajectory, credit)
     weight = gated.value.exp()
     assert (weight[1] == 0).all()
     assert (weight[0] > 0).all()

@@ -16,7 +16,7 @@ from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Score, all_valid
 from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl import learner as learner_module
-from flowportrait.rl.doctor import MetricsRecord, diagnose_run
+from flowportrait.rl.doctor import MetricsRecord, current_metrics, diagnose_run
 from flowportrait.rl.loop import find_stop_reason, is_best_checkpoint
 from flowportrait.rl.objectives.interface import Loss, LossInputs
 from flowportrait.rl.objectives.ratio import ClippedRatio
@@ -52,7 +52,7 @@ def kl_without_gradient() -> list[MetricsRecord]:
 
     def deaf(self: ClippedRatio, evidence: LossInputs) -> Loss:
         loss = plain(replace(self, kl_weight=0.0), evidence)
-        return Loss(loss.total, {**loss.metrics, "kl": 0.1, "kl/trains": 0.0})
+        return Loss(loss.total, {**loss.metrics, "kl": 0.1, "kl/has_gradient": 0.0})
 
     run = trainer(QUICK)
     run.recipe = replace(QUICK, objective=Called(deaf))
@@ -189,3 +189,10 @@ def test_the_best_look_is_evaluations_and_exaggeration_is_no_merit() -> None:
     assert is_best_checkpoint(looks(1.0, 1.1, 1.2))
     assert not is_best_checkpoint(looks(1.0, 1.3, 1.2))
     assert not is_best_checkpoint(looks(1.0, 1.1, 1.2, amplitude=2.5))
+
+
+def test_metrics_of_version_0_1_are_read() -> None:
+    lines = [{"iteration": 1.0, "grad_norm": 1.0, "kl": 0.1, "kl/trains": 0.0, "reward/sync": 1.0}]
+    found = diagnose_run(lines, {"objective": {"kl_weight": 0.1}})
+    assert "KL without gradient" in [finding.kind for finding in found]
+    assert current_metrics({"silent/sync": 0.5, "reward/sync": 1.0}) == {"degenerate/sync": 0.5, "reward/sync": 1.0}

@@ -26,8 +26,9 @@ from flowportrait.errors import BadInput
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Score, all_valid
 from flowportrait.rewards.registry import CompositeReward
-from flowportrait.rl.loop import EventLog, JsonLinesLog, TrainingLoop
+from flowportrait.rl.loop import EventLog, TrainingLoop
 from flowportrait.rl.trainer import Trainer
+from flowportrait.training.json_lines import JsonLinesLog
 from flowportrait.training.state import latest_state, read_state, write_state
 from tests.processes import RECIPE, Lift, trainer
 

@@ -279,7 +279,7 @@ def test_a_stale_rollout_is_weighted_by_how_likely_the_old_weights_made_it() -> 
     assert "ratio/mean" not in run.step()
     metrics = run.step()
     assert metrics["ratio/mean"] == pytest.approx(1.0, abs=0.3)
-    assert 0 < metrics["stale/weight"] <= ClippedRatio().truncation
+    assert 0 < metrics["importance_weight"] <= ClippedRatio().truncation
     history = [metrics["reward/lift"]] + [run.step()["reward/lift"] for _ in range(25)]
     assert sum(history[-5:]) > sum(history[:5])
 

@@ -43,10 +43,10 @@ class Beeps:
     name = "beeps"
     rate = 16_000
 
-    def reads(self, language: str) -> bool:
+    def supports(self, language: str) -> bool:
         return True
 
-    def say(self, sentence: str) -> Sound:
+    def synthesize(self, sentence: str) -> Sound:
         return Sound(np.sin(np.arange(self.rate) * 0.2 + 0.1).astype(np.float32)[None], self.rate, "mono")
 
 
@@ -163,10 +163,10 @@ def test_who_stops_watching_stops_the_voice() -> None:
 def test_espeak_reads_languages_the_neural_voice_does_not() -> None:
     pytest.importorskip("espeakng_loader")
     german, chinese = load_voice("espeak:de"), load_voice("espeak:cmn")
-    assert 0.8 < seconds(german.say("Guten Morgen, liebe Freunde.")) < 4
-    assert seconds(chinese.say("你好")) > 0.2
-    assert not german.reads("ru")
-    assert chinese.reads("cmn")
+    assert 0.8 < seconds(german.synthesize("Guten Morgen, liebe Freunde.")) < 4
+    assert seconds(chinese.synthesize("你好")) > 0.2
+    assert not german.supports("ru")
+    assert chinese.supports("cmn")
     with pytest.raises(BadInput, match="knows no language 'xx'"):
         load_voice("espeak:xx")
 
@@ -174,7 +174,7 @@ def test_espeak_reads_languages_the_neural_voice_does_not() -> None:
 def test_the_default_voice_reads_english_and_leaves_other_scripts_to_espeak() -> None:
     pytest.importorskip("hibari")
     voice = load_voice()
-    assert np.array_equal(voice.say("Hello there.").samples, voice.say("Hello there.").samples)
+    assert np.array_equal(voice.synthesize("Hello there.").samples, voice.synthesize("Hello there.").samples)
     english = next(synthesize_samples(["Hello there."], voice))
     mixed = next(synthesize_samples(["Hello there, привет."], voice))
     assert len(mixed) > len(english) + 0.3 * 16_000
@@ -208,18 +208,18 @@ def test_a_speech_server_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
     try:
-        spoken = load_voice("openai:alloy@tiny").say("Hello.")
+        spoken = load_voice("openai:alloy@tiny").synthesize("Hello.")
         assert (spoken.rate, seconds(spoken)) == (24_000, 1.0)
         assert b'"alloy"' in _Speech.asked[-1]
         assert b'"tiny"' in _Speech.asked[-1]
         with pytest.raises(BadInput, match="did not speak"):
-            load_voice("openai:nobody").say("Hello.")
+            load_voice("openai:nobody").synthesize("Hello.")
     finally:
         server.shutdown()
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     monkeypatch.setattr("flowportrait.speech.voices._ATTEMPTS", 1)
     with pytest.raises(BadInput, match="cannot be reached"):
-        load_voice("openai:alloy").say("Hello.")
+        load_voice("openai:alloy").synthesize("Hello.")
 
 
 @pytest.mark.parametrize(
@@ -237,3 +237,22 @@ def test_a_wrong_wish_gets_a_sentence(
 ) -> None:
     assert main(["animate", "--image", "p.jpg", "--output", str(tmp_path / "a.mp4"), *given]) == 2
     assert said in capsys.readouterr().err
+
+
+class EarlierVoice:
+    """A voice as another package wrote it for version 0.1."""
+
+    name = "earlier"
+
+    def reads(self, language: str) -> bool:
+        return language == "en"
+
+    def say(self, sentence: str) -> Sound:
+        return Sound(np.full((1, 10 * len(sentence)), 0.1, np.float32), 16_000, "mono")
+
+
+def test_a_voice_with_the_methods_of_version_0_1_speaks_with_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    voice = load_voice(f"{__name__}:EarlierVoice")
+    assert voice.synthesize("Hello").samples.shape == (1, 50)
+    assert (voice.supports("en"), voice.supports("ru"), voice.name) == (True, False, "earlier")
+    assert "rename 'say' to 'synthesize'" in capsys.readouterr().err

@@ -1,8 +1,8 @@
-"""Checks that a generator of one's own can be post-trained.
+"""Checks that a third-party generator can be post-trained.
 
     encode ─► velocity ─► rollout = replay ─► gradient ─► decode     each called twice, for one item and for several
 
-Training would not show any of these faults: rewards would rise or not rise, without an explanation.
+Training would hide these faults: rewards would stay low, or rise for the wrong reason.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class _Checks:
                 raise _Failed(f"encode returns a {type(part).__name__} inside its tuple: return tensors only.")
             if part.ndim == 0 or len(part) != len(self.items):
                 raise _Failed(f"encode returns {tuple(part.shape)} for {len(self.items)} items: give a row each.")
-        again = list(iterate_tensors(self.policy.encode(self.items)))
-        if not all(torch.equal(a, b) for a, b in zip(parts, again, strict=True)):
+        second = list(iterate_tensors(self.policy.encode(self.items)))
+        if not all(torch.equal(a, b) for a, b in zip(parts, second, strict=True)):
             raise _Failed("encode gives something else the second time: switch off dropout and draw nothing in it.")
         alone = list(iterate_tensors(self.policy.encode(self.items[-1:])))
         if not all(a[-1:].shape == b.shape and _gap(a[-1:], b) <= TOLERANCE for a, b in zip(parts, alone, strict=True)):
@@ -110,12 +110,12 @@ class _Checks:
         x = torch.stack([keyed_noise(shape, 1, row) for row in range(len(self.items))]).to(self.policy.device)
         sigma = torch.linspace(0.9, 0.3, len(x)).to(x)
         with torch.no_grad():
-            v, again = (self.generator.velocity(x, sigma, self.known) for _ in range(2))
+            v, second = (self.generator.velocity(x, sigma, self.known) for _ in range(2))
             if tuple(v.shape) != tuple(x.shape):
                 raise _Failed(f"velocity returns {tuple(v.shape)} for x of {tuple(x.shape)}: return the shape of x.")
             if not torch.isfinite(v).all():
                 raise _Failed("velocity is not finite at ordinary noise: look for a division by σ or 1 − σ.")
-            if not torch.equal(v, again):
+            if not torch.equal(v, second):
                 raise _Failed("velocity gives something else the second time: draw nothing in it, and no dropout.")
             last = map_tensors(lambda part: part[-1:], self.known)
             alone = self.generator.velocity(x[-1:], sigma[-1:], last)
@@ -147,12 +147,12 @@ class _Checks:
         )
         self.policy.train()
         with torch.no_grad():
-            v, again = (replay_velocity(self.policy, self.trajectory) for _ in range(2))
+            v, second = (replay_velocity(self.policy, self.trajectory) for _ in range(2))
         try:
             gap = check_replayed_noise(self.trajectory, v)
         except ReplayMismatch as error:
             raise _Failed(f"{error}; in training mode it is another function (dropout, batch statistics).") from error
-        worst = float(log_ratio(self.trajectory.noise_gain, self.trajectory.noise, again - v).abs().max())
+        worst = float(log_ratio(self.trajectory.noise_gain, self.trajectory.noise, second - v).abs().max())
         if worst != 0:
             raise _Failed(f"the ratio before the first update is off 1 by {worst:.2g}: the velocity is not repeatable.")
         return f"ratio exactly 1; noise recomputed within {gap:.1g}"
@@ -175,9 +175,9 @@ class _Checks:
     def check_decode(self) -> str:
         assert self.trajectory is not None
         condition, latents = ItemCondition(self.known), self.trajectory.latents
-        decoded, again = (self.policy.decode(latents, condition) for _ in range(2))
+        decoded, second = (self.policy.decode(latents, condition) for _ in range(2))
         _check_decoded(decoded, len(self.items))
-        if not _same(decoded, again, 0):
+        if not _same(decoded, second, 0):
             raise _Failed("decode gives something else the second time: draw nothing in it.")
         last = torch.tensor([len(self.items) - 1])
         if not _same(_last(decoded), self.policy.decode(latents[-1:], condition.select(last)), 1):

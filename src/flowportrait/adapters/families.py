@@ -37,8 +37,8 @@ class Flux(PipelineFamily):
     def latent_channels(self) -> int:
         return int(self.pipeline.transformer.config.in_channels) // 4
 
-    def latents(self, x: torch.Tensor, kept: Call) -> torch.Tensor:
-        high, wide = (int(kept["img_ids"][: x.shape[1], axis].max()) + 1 for axis in (1, 2))
+    def latents(self, x: torch.Tensor, arguments: Call) -> torch.Tensor:
+        high, wide = (int(arguments["img_ids"][: x.shape[1], axis].max()) + 1 for axis in (1, 2))
         cell = 2 * self.pipeline.vae_scale_factor
         return self.pipeline._unpack_latents(x, high * cell, wide * cell, self.pipeline.vae_scale_factor)
 
@@ -59,13 +59,13 @@ class Flux2(PipelineFamily):
 
         return float(compute_empirical_mu(image_seq_len=recorded.sample.shape[1], num_steps=steps))
 
-    def latents(self, x: torch.Tensor, kept: Call) -> torch.Tensor:
-        ids = kept["img_ids"][0, : x.shape[1]]
+    def latents(self, x: torch.Tensor, arguments: Call) -> torch.Tensor:
+        ids = arguments["img_ids"][0, : x.shape[1]]
         high, wide = (int(ids[:, axis].max()) + 1 for axis in (1, 2))
         return x.transpose(1, 2).unflatten(2, (high, wide))
 
-    def start(self, x: torch.Tensor, kept: Call) -> torch.Tensor:
-        return self.latents(x, kept)
+    def start(self, x: torch.Tensor, arguments: Call) -> torch.Tensor:
+        return self.latents(x, arguments)
 
 
 class HunyuanVideo15(PipelineFamily):
@@ -104,23 +104,23 @@ class LTX(PipelineFamily):
         clean_tokens = call["hidden_states"].shape[1] - self.pack(x).shape[1]
         return {**call, "hidden_states": call["hidden_states"][:, :clean_tokens]}
 
-    def call(self, x: torch.Tensor, kept: Call) -> Call:
+    def call(self, x: torch.Tensor, arguments: Call) -> Call:
         import torch
 
-        first = kept["hidden_states"]
-        return {**kept, "hidden_states": torch.cat([first, self.pack(x).to(first.dtype)], 1)}
+        first = arguments["hidden_states"]
+        return {**arguments, "hidden_states": torch.cat([first, self.pack(x).to(first.dtype)], 1)}
 
-    def read_velocity(self, output: Any, x: torch.Tensor, kept: Call) -> torch.Tensor:
-        return self.unpack(output[:, kept["hidden_states"].shape[1] :], x.shape[2:])
+    def read_velocity(self, output: Any, x: torch.Tensor, arguments: Call) -> torch.Tensor:
+        return self.unpack(output[:, arguments["hidden_states"].shape[1] :], x.shape[2:])
 
-    def latents(self, x: torch.Tensor, kept: Call) -> torch.Tensor:
+    def latents(self, x: torch.Tensor, arguments: Call) -> torch.Tensor:
         import torch
 
-        first = self.unpack(kept["hidden_states"], (1, *x.shape[3:]))
+        first = self.unpack(arguments["hidden_states"], (1, *x.shape[3:]))
         return torch.cat([first.to(x.dtype), x], 2)
 
-    def start(self, x: torch.Tensor, kept: Call) -> torch.Tensor | None:
-        return self.pack(self.latents(x, kept))
+    def start(self, x: torch.Tensor, arguments: Call) -> torch.Tensor | None:
+        return self.pack(self.latents(x, arguments))
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         """Rearrange ``[B, C, T, h, w]`` to tokens ``[B, T·h·w, C]``, or to one token per patch if there are patches."""
@@ -158,20 +158,22 @@ class LTX2(LTX):
     }  # fmt: skip
     timestep_arguments = ("timestep", "audio_timestep", "sigma", "audio_sigma")
 
-    def start(self, x: torch.Tensor, kept: Call) -> None:
+    def start(self, x: torch.Tensor, arguments: Call) -> None:
         # The pipeline generates its own sound and cannot be given one.
         return None
 
-    def add_inputs(self, kept: Call, item: Item) -> Call:
+    def add_inputs(self, arguments: Call, item: Item) -> Call:
         import torch
 
         from flowportrait.media.audio import read_audio
 
         assert item.audio is not None
-        length = kept["audio_hidden_states"].shape[1]
-        sound = self.encode_speech(torch.from_numpy(read_audio(item.audio)), length).to(kept["audio_hidden_states"])
-        quiet = torch.zeros_like(kept["audio_timestep"])
-        return kept | {"audio_hidden_states": sound, "audio_timestep": quiet, "audio_sigma": quiet}
+        length = arguments["audio_hidden_states"].shape[1]
+        sound = self.encode_speech(torch.from_numpy(read_audio(item.audio)), length).to(
+            arguments["audio_hidden_states"]
+        )
+        quiet = torch.zeros_like(arguments["audio_timestep"])
+        return arguments | {"audio_hidden_states": sound, "audio_timestep": quiet, "audio_sigma": quiet}
 
     def encode_speech(self, wave: torch.Tensor, length: int) -> torch.Tensor:
         """Encode 16 kHz speech ``[N]``, cut or padded with silence, as normalised sound tokens ``[1, length, C]``."""
@@ -235,21 +237,21 @@ class QwenImage(PipelineFamily):
             "encoder_hidden_states_mask": F.pad(mask, (0, missing)),
         }
 
-    def call(self, x: torch.Tensor, kept: Call) -> Call:
-        mask = kept["encoder_hidden_states_mask"]
+    def call(self, x: torch.Tensor, arguments: Call) -> Call:
+        mask = arguments["encoder_hidden_states_mask"]
         used = int(mask.sum(1).max())
-        return super().call(x, kept) | {
-            "encoder_hidden_states": kept["encoder_hidden_states"][:, :used],
+        return super().call(x, arguments) | {
+            "encoder_hidden_states": arguments["encoder_hidden_states"][:, :used],
             "encoder_hidden_states_mask": mask[:, :used],
-            "img_shapes": kept["img_shapes"] * len(x),
+            "img_shapes": arguments["img_shapes"] * len(x),
         }
 
     def guide(self, prompted: torch.Tensor, unprompted: torch.Tensor, weight: float) -> torch.Tensor:
         combined = super().guide(prompted, unprompted, weight)
         return combined * (prompted.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
 
-    def latents(self, x: torch.Tensor, kept: Call) -> torch.Tensor:
-        ((_, high, wide),) = kept["img_shapes"][0]
+    def latents(self, x: torch.Tensor, arguments: Call) -> torch.Tensor:
+        ((_, high, wide),) = arguments["img_shapes"][0]
         cell = 2 * self.pipeline.vae_scale_factor
         return self.pipeline._unpack_latents(x, high * cell, wide * cell, self.pipeline.vae_scale_factor)
 
@@ -291,13 +293,13 @@ class Wan(PipelineFamily):
             return {**call, "hidden_states": call["hidden_states"][:, :, :1]}
         return super().recorded_inputs(call, x)
 
-    def call(self, x: torch.Tensor, kept: Call) -> Call:
+    def call(self, x: torch.Tensor, arguments: Call) -> Call:
         import torch
 
         if self.first_given:
-            first = kept["hidden_states"]
-            return {**kept, "hidden_states": torch.cat([first, x.to(first.dtype)], 2)}
-        return super().call(x, kept)
+            first = arguments["hidden_states"]
+            return {**arguments, "hidden_states": torch.cat([first, x.to(first.dtype)], 2)}
+        return super().call(x, arguments)
 
     def network(self, call: Call, sigma: torch.Tensor) -> Any:
         import torch
@@ -317,16 +319,16 @@ class Wan(PipelineFamily):
                 result = result.index_put((rows.nonzero()[:, 0],), output)
         return result
 
-    def read_velocity(self, output: Any, x: torch.Tensor, kept: Call) -> torch.Tensor:
-        return output[:, :, 1:] if self.first_given else super().read_velocity(output, x, kept)
+    def read_velocity(self, output: Any, x: torch.Tensor, arguments: Call) -> torch.Tensor:
+        return output[:, :, 1:] if self.first_given else super().read_velocity(output, x, arguments)
 
-    def latents(self, x: torch.Tensor, kept: Call) -> torch.Tensor:
+    def latents(self, x: torch.Tensor, arguments: Call) -> torch.Tensor:
         import torch
 
-        return torch.cat([kept["hidden_states"].to(x.dtype), x], 2) if self.first_given else x
+        return torch.cat([arguments["hidden_states"].to(x.dtype), x], 2) if self.first_given else x
 
-    def start(self, x: torch.Tensor, kept: Call) -> torch.Tensor:
-        return self.latents(x, kept)
+    def start(self, x: torch.Tensor, arguments: Call) -> torch.Tensor:
+        return self.latents(x, arguments)
 
 
 class ZImage(PipelineFamily):
@@ -349,16 +351,16 @@ class ZImage(PipelineFamily):
         rest = {name: value for name, value in call.items() if name not in ("x", "t", "cap_feats")}
         return rest | {"timestep": call["t"], "text": padded, "length": length}
 
-    def call(self, x: torch.Tensor, kept: Call) -> Call:
-        rest = {name: value for name, value in kept.items() if name not in ("timestep", "text", "length")}
-        texts = [text[:length] for text, length in zip(kept["text"], kept["length"].tolist(), strict=True)]
-        return rest | {"x": list(x.to(kept["text"].dtype).unsqueeze(2).unbind()), "t": kept["timestep"],
+    def call(self, x: torch.Tensor, arguments: Call) -> Call:
+        rest = {name: value for name, value in arguments.items() if name not in ("timestep", "text", "length")}
+        texts = [text[:length] for text, length in zip(arguments["text"], arguments["length"].tolist(), strict=True)]
+        return rest | {"x": list(x.to(arguments["text"].dtype).unsqueeze(2).unbind()), "t": arguments["timestep"],
                        "cap_feats": texts}  # fmt: skip
 
     def timesteps(self, sigma: torch.Tensor, recorded: torch.Tensor, time: float) -> torch.Tensor:
         return 1 - sigma
 
-    def read_velocity(self, output: Any, x: torch.Tensor, kept: Call) -> torch.Tensor:
+    def read_velocity(self, output: Any, x: torch.Tensor, arguments: Call) -> torch.Tensor:
         import torch
 
         return -torch.stack(list(output)).float().squeeze(2)

@@ -416,7 +416,7 @@ def meta_tensors(kind: torch.dtype) -> Iterator[None]:
 
 
 def _fused_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-    """Attention that keeps its inputs and output but not the matrix of all pairs, as fused kernels do."""
+    """Compute attention that keeps its inputs and output but not the matrix of all pairs, as fused kernels do."""
     return _Attention.apply(query, key, value)
 
 

@@ -120,12 +120,12 @@ class PipelineGenerator:
             BadInput: the item has an input that the pipeline does not take, or lacks one that it needs.
         """
         name, family = type(self.pipeline).__name__, self.family
-        given = {key for key in ("text", "image", "audio") if getattr(item, key)}
+        provided = {key for key in ("text", "image", "audio") if getattr(item, key)}
         if "prompt_embeds" in self.arguments:
-            given.add("text")
-        for key in sorted(given - family.takes - {"audio"}):
+            provided.add("text")
+        for key in sorted(provided - family.takes - {"audio"}):
             raise BadInput(f"{name} takes no {key}, which prompt {item.id!r} has: leave it out or use one that does.")
-        for key in sorted(family.needs - given):
+        for key in sorted(family.needs - provided):
             raise BadInput(f"{name} needs {'an' if key[0] in 'ai' else 'a'} {key}: prompt {item.id!r} has none.")
         arguments = dict(self.arguments)
         if item.text and "prompt_embeds" not in arguments:
@@ -191,22 +191,22 @@ class PipelineGenerator:
             The recorded arguments without x, and those with it.
         """
         assert self.recorded is not None, "encode an item first"
-        kept = {**self.shared, **dict(zip(self.names, rows, strict=True))}
+        arguments = {**self.shared, **dict(zip(self.names, rows, strict=True))}
         time = float(self.recorded.time)
-        kept |= {
-            name: self.family.timesteps(sigma, kept[name], time)
+        arguments |= {
+            name: self.family.timesteps(sigma, arguments[name], time)
             for name in self.family.timestep_arguments
-            if kept.get(name) is not None
+            if arguments.get(name) is not None
         }
-        return kept, self.family.call(x, kept)
+        return arguments, self.family.call(x, arguments)
 
     def velocity(self, x: torch.Tensor, sigma: torch.Tensor, known: EncodedItems) -> torch.Tensor:
         """Return the velocity ``[B, *shape]`` in float32, with the guidance of the pipeline."""
         results = []
         for rows in known[:2]:
             if rows:
-                kept, call = self.call(x, sigma, rows)
-                results.append(self.family.read_velocity(self.family.network(call, sigma), x, kept).float())
+                arguments, call = self.call(x, sigma, rows)
+                results.append(self.family.read_velocity(self.family.network(call, sigma), x, arguments).float())
         return results[0] if len(results) == 1 else self.family.guide(results[0], results[1], self.weight)
 
     def decode(self, x: torch.Tensor, known: EncodedItems) -> DecodedSamples:
@@ -214,8 +214,10 @@ class PipelineGenerator:
         clips = []
         for row in range(len(x)):
             one = x[row : row + 1]
-            kept, _ = self.call(one, x.new_ones(1), map_tensors(lambda part, at=row: part[at : at + 1], known.prompted))
-            latents = self.family.latents(one, kept)[0].float().cpu()
+            arguments, _ = self.call(
+                one, x.new_ones(1), map_tensors(lambda part, at=row: part[at : at + 1], known.prompted)
+            )
+            latents = self.family.latents(one, arguments)[0].float().cpu()
             values = latents.transpose(0, 1) if latents.ndim == 4 else latents[None]
             count, cell = (len(values) - 1) * self.codec.temporal + 1, self.codec.spatial
             size = VideoLatents(values, count, values.shape[2] * cell, values.shape[3] * cell)
@@ -245,8 +247,8 @@ class PipelineGenerator:
             The difference, or None where the pipeline cannot be called with the same inputs.
         """
         known, noise = self.encode([item]), keyed_noise(self.shape, 0)[None].to(self.pipeline.transformer.device)
-        kept, _ = self.call(noise, noise.new_ones(1), known.prompted)
-        start = self.family.start(noise, kept)
+        arguments, _ = self.call(noise, noise.new_ones(1), known.prompted)
+        start = self.family.start(noise, arguments)
         if start is None:
             return None
         levels = self.levels(noise_schedule(steps))

@@ -3,9 +3,9 @@
     pipeline(prompt, …) ─► encoders ─► transformer(hidden_states, timestep, conditions) ─► scheduler.step(v, t, x)
                                               └── recorded: calls ──┘                        └─ recorded, and stop
 
-The pipeline itself encodes texts and pictures, masks and packs; none of that is implemented again here. The record is
-also a test: the velocity computed from the calls must be the one that the pipeline gave its scheduler.
-``PipelineFamily`` turns recorded calls (``adapters.recorded_calls``) into calls at any x and σ.
+The pipeline itself encodes texts and pictures, builds masks and packs latents; nothing of this is implemented here
+again. The record is also a test: the velocity computed from the calls must equal the one that the pipeline passed to
+its scheduler. ``PipelineFamily`` turns recorded calls (``adapters.recorded_calls``) into calls at any x and σ.
 """
 
 from __future__ import annotations
@@ -70,19 +70,19 @@ class PipelineFamily:
         return sample
 
     def recorded_inputs(self, call: Call, x: torch.Tensor) -> Call:
-        """Return a recorded call without x, which is what is kept of it."""
+        """Return a recorded call without x; only this part is stored."""
         return {**call, "hidden_states": call["hidden_states"][:, x.shape[1] :]}
 
-    def call(self, x: torch.Tensor, kept: Call) -> Call:
+    def call(self, x: torch.Tensor, arguments: Call) -> Call:
         """Return the call at any x, the inverse of ``recorded_inputs``."""
         import torch
 
-        hidden = torch.cat([x.to(kept["hidden_states"].dtype), kept["hidden_states"]], 1)
-        return {**kept, "hidden_states": hidden}
+        hidden = torch.cat([x.to(arguments["hidden_states"].dtype), arguments["hidden_states"]], 1)
+        return {**arguments, "hidden_states": hidden}
 
-    def add_inputs(self, kept: Call, item: Item) -> Call:
+    def add_inputs(self, arguments: Call, item: Item) -> Call:
         """Return the call with inputs of the item for which the pipeline has no argument."""
-        return kept
+        return arguments
 
     def timesteps(self, sigma: torch.Tensor, recorded: torch.Tensor, time: float) -> torch.Tensor:
         """Return the time steps ``[B, …]`` at noise levels ``[B]``, given those recorded at ``time``."""
@@ -93,7 +93,7 @@ class PipelineFamily:
         """Return the output of the transformer."""
         return self.pipeline.transformer(**call, return_dict=False)[0]
 
-    def read_velocity(self, output: Any, x: torch.Tensor, kept: Call) -> torch.Tensor:
+    def read_velocity(self, output: Any, x: torch.Tensor, arguments: Call) -> torch.Tensor:
         """Return the velocity in the shape of x, from the output of the transformer."""
         return output[:, : x.shape[1]]
 
@@ -105,10 +105,10 @@ class PipelineFamily:
         """Return mu, the shift of the schedule for a number of steps."""
         return recorded.mu
 
-    def start(self, x: torch.Tensor, kept: Call) -> torch.Tensor | None:
+    def start(self, x: torch.Tensor, arguments: Call) -> torch.Tensor | None:
         """Return x at σ = 1 as the pipeline's argument ``latents``, or None if it cannot be given the same inputs."""
         return x
 
-    def latents(self, x: torch.Tensor, kept: Call) -> torch.Tensor:
+    def latents(self, x: torch.Tensor, arguments: Call) -> torch.Tensor:
         """Return x as normalised latents of the autoencoder, ``[B, C, h, w]`` or ``[B, C, T, h, w]``."""
         return x

@@ -6,8 +6,8 @@ A generator has a shape and three methods:
 
     x_σ = (1 − σ)·x_0 + σ·ε,   v = dx/dσ = ε − x_0,   σ from 1 (noise) to 0 (data)
 
-``known`` is the encoding of the items, a tuple (named or nested, if you like) of tensors with one row per item; nothing
-else looks into it.
+``known`` is the encoding of the items: a tuple of tensors with one row per item, which may be named or nested. Only the
+generator's own methods read it.
 
 The parts in order: ``Item``, ``DecodedSamples`` and ``Generator``, the interface; ``GeneratorPolicy``, a generator as a
 policy; ``GeneratorTask``, which draws items and turns samples into reward batches.
@@ -30,9 +30,9 @@ from torch import nn
 from flowportrait.errors import BadInput
 from flowportrait.files import atomic_write
 from flowportrait.flow.noise import mix_seed
-from flowportrait.media.audio import read_audio
+from flowportrait.media.audio import SAMPLES_PER_FRAME, read_audio
 from flowportrait.media.image import read_image
-from flowportrait.media.mel import MELS_PER_FRAME, SAMPLES_PER_FRAME, log_mel, normalize_loudness
+from flowportrait.media.mel import MELS_PER_FRAME, log_mel, normalize_loudness
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import FPS
 from flowportrait.rendering.motion_basis import MOTION_DIM
@@ -73,7 +73,7 @@ Shown = DecodedSamples
 class Generator(Protocol):
     """A third-party generator. If it is an ``nn.Module``, its parameters are trained.
 
-    It may also have ``networks`` (what is trained, by name), ``levels(sigmas)`` (its own noise schedule for levels from
+    It may also have ``networks`` (the trained networks), ``levels(sigmas)`` (its own noise schedule for levels from
     1 to 0), ``save_pretrained(folder)`` and ``recompute_activations()``.
     """
 

@@ -58,25 +58,25 @@ class AnimateOptions:
     audio: Annotated[Files, _sound] = ()
     """Speech (any audio or video file); several, or a folder."""
     text: Annotated[OptionalText, _sound] = None
-    """Speak this; - reads text from standard input as it comes."""
+    """Text to speak; - reads it from standard input while it arrives."""
     voice: OptionalText = None
     """With --text: heart (default, English), espeak:LANGUAGE or openai:NAME."""
     turns: Flag = False
     """With --speaker: play the recordings one after the other."""
     loop: Flag = False
-    """With --video: where the speech is longer, play the video backwards and forwards in turn until it ends."""
+    """With --video: if the speech is longer, play the video backwards and forwards in turn until the speech ends."""
     stream: Flag = False
-    """Write a video that plays while it grows, of --text or of sound (wav, raw 16-bit 16 kHz) on standard input."""
+    """Write a video that can be played while it grows, from --text or sound on standard input (wav, raw 16 bit)."""
     format: OptionalEnding = None
     """With several inputs: what to write into the folder: mp4 (default), mov, webm or gif."""
     checkpoint: str = "rl"
     """Generator: rl, sft, or a folder."""
     seed: int = 0
-    """Random seed: another number gives other motion for the same speech."""
+    """Random seed: another seed gives different motion for the same speech."""
     intensity: float = 1.0
     """How expressive the motion is, from 0.6 to 1.6."""
     denoise: Flag = True
-    """Leave the noise in the speech that the generator hears."""
+    """Do not remove noise from the speech before the generator hears it."""
     size: OptionalInt = None
     """Side of the drawn face square in pixels; by default 512, and more for large photos."""
     crop: Flag = False
@@ -84,7 +84,7 @@ class AnimateOptions:
     background: OptionalText = None
     """Colour behind a transparent photo, by CSS name or as #rrggbb; white by default."""
     face: OptionalInt = None
-    """Which of several faces, counted from the left beginning at 1; the largest by default."""
+    """Number of the face, counted from the left, from 1; by default the largest face."""
     blink: float = 1.0
     """Photos only: depth of blinks, from 0 (none) to 3."""
     head_motion: float = 1.0
@@ -98,24 +98,24 @@ class AnimateOptions:
     motion_in: OptionalPath = None
     """Photos only: draw the motion of this file instead of new motion."""
     guide: OptionalText = None
-    """Photos only: rewards that bend the motion, such as sync=1: sync (up to 10), motion (head) or expression (3)."""
+    """Photos only: weights of rewards that guide the motion: sync=0…10, motion=0…3, expression=0…3."""
     best_of: int = 1
-    """Photos only: make this many candidates and keep the best."""
+    """Photos only: generate this many candidates and use the best."""
     by: OptionalText = None
-    """With --best-of: the reward that chooses: reward (default), sync, expression, motion, or any other by name."""
+    """With --best-of: reward that ranks them: reward (default), sync, expression, motion, or any other by name."""
     prune: Flag = False
     """With --best-of: choose chunk by chunk, which is cheaper and works with --stream as well."""
     no_provenance: Flag = False
     """Write no AI label, no signed manifest and no watermark."""
     certificate: OptionalPath = None
-    """PEM chain to sign the video with; by default a self-made one."""
+    """PEM certificate chain to sign the video with; by default a self-signed one."""
     private_key: OptionalPath = None
-    """PEM key of --certificate."""
+    """PEM private key of --certificate."""
     json: Json = False
 
 
 def request_of(options: AnimateOptions) -> AnimateRequest:
-    """The request that the options describe; of several inputs with the first ones.
+    """Return the request that the options describe; of several inputs it has the first ones.
 
     Raises:
         BadInput: an option cannot be read.
@@ -133,7 +133,7 @@ def request_of(options: AnimateOptions) -> AnimateRequest:
 
 
 def items_of(options: AnimateOptions) -> tuple[list[BatchItem], bool]:
-    """The videos to make, and whether they go into a folder.
+    """Return the videos to make, and whether they are written to a folder.
 
     Raises:
         BadInput: inputs that cannot be paired, or an option that goes with one input.
@@ -150,7 +150,7 @@ def items_of(options: AnimateOptions) -> tuple[list[BatchItem], bool]:
 
 
 def run(options: AnimateOptions) -> dict[str, Any]:
-    """Photos or videos plus speech to videos.
+    """Make talking videos from photos or videos and speech, and return a summary.
 
     Raises:
         BadInput: options that do not go together, or an input that cannot be used.
@@ -161,8 +161,8 @@ def run(options: AnimateOptions) -> dict[str, Any]:
     request.check_inputs()
     if options.stream:
         request.check_stream()
-    for flag, given in (("--stream", options.stream), ("--motion-out", options.motion_out)):
-        if options.speaker and given:
+    for flag, is_set in (("--stream", options.stream), ("--motion-out", options.motion_out)):
+        if options.speaker and is_set:
             raise BadInput(f"--speaker does not go with {flag}: each speaker brings a photo and a recording.")
     if options.motion_out:
         _check_motion_output(options, options.motion_out)
@@ -231,7 +231,7 @@ def _load_pipeline(options: AnimateOptions) -> AnimatePipeline:
 
 
 def _saver(options: AnimateOptions) -> Save:
-    """What makes one video, with everything loaded that several have in common.
+    """Return the function that makes one video, with everything loaded that several videos share.
 
     Raises:
         BadInput: what they have in common cannot be used.
@@ -299,7 +299,7 @@ def _save_batch(options: AnimateOptions, items: Sequence[BatchItem], save: Save)
 
 
 def _stream(options: AnimateOptions, request: AnimateRequest) -> dict[str, Any]:
-    """Photo plus sound as it comes, to fragmented mp4 or live webm."""
+    """Write a fragmented mp4 or live webm from a photo and sound that is still arriving."""
     piped = str(options.output) == "-"
     if piped and options.json:
         raise BadInput("--output - writes the video to standard output: leave out --json.")
@@ -316,7 +316,7 @@ def _stream(options: AnimateOptions, request: AnimateRequest) -> dict[str, Any]:
     try:
         count = stream.save(target, watermark=not options.no_provenance)
     except KeyboardInterrupt:
-        log("Interrupted: the video ends here, and plays.")
+        log("Interrupted: the video ends here and can be played.")
         raise SystemExit(130) from None
     if count == 0:
         raise BadInput("No sound came in on standard input: pipe wav or raw 16-bit mono 16 kHz samples into it.")
@@ -326,7 +326,7 @@ def _stream(options: AnimateOptions, request: AnimateRequest) -> dict[str, Any]:
 def _summary(
     request: AnimateRequest, output: Path, frames: int, seconds: float, frame_rate: Fraction | None = None
 ) -> dict[str, Any]:
-    """What the command prints of a video of so many frames that took ``seconds`` to make."""
+    """Return what the command prints about a video of so many frames that took ``seconds`` to make."""
     from flowportrait.media.video import FPS
 
     rate = FPS if frame_rate is None or frame_rate == FPS else round(float(frame_rate), 3)

@@ -13,16 +13,16 @@ from flowportrait.files import check_output_folder
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Do the main job on real input, with a report."""
+    """Animate a photo, post-train the generator, and write a report about both."""
 
     output: Path
     """Folder of the videos and the report."""
     iterations: OptionalInt = None
-    """Post-training iterations; by default as many as fit."""
+    """Iterations of post-training; by default as many as fit into the time."""
 
 
 def run(options: DemoOptions) -> dict[str, Any]:
-    """The main job end to end."""
+    """Run the demo: animate, post-train, evaluate, and write a report."""
     check_output_folder(options.output)
     require_extra("demo", "accelerate", "peft", "matplotlib", "skimage", "torchmetrics")
     from flowportrait.demo import run_demo

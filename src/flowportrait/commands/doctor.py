@@ -29,7 +29,7 @@ class DoctorOptions:
 
 
 def run(options: DoctorOptions) -> dict[str, Any]:
-    """Findings of a run folder, finished or under way.
+    """Return the findings about the runs in a folder, finished or still going on.
 
     Raises:
         BadInput: the folder holds no run, or its files are damaged.
@@ -53,7 +53,7 @@ def run(options: DoctorOptions) -> dict[str, Any]:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """The run folders that are meant: the folder itself, or those in it.
+    """Return the folder itself if it is a run, otherwise the runs in it.
 
     Raises:
         BadInput: there is none.
@@ -70,7 +70,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def _examine(run: Path) -> tuple[int, list[RunFinding]]:
-    """Iterations and findings of one run."""
+    """Return the number of iterations and the findings of one run."""
     from flowportrait.rl.doctor import diagnose_run
 
     try:

@@ -59,23 +59,23 @@ class EvaluateOptions:
     real: OptionalPath = None
     """Folder of the real clips, named like the systems' videos."""
     against: OptionalText = None
-    """The system the others are tested against."""
+    """System that the others are compared with."""
     checkpoint: OptionalText = None
-    """Render the prompts with this checkpoint and measure."""
+    """Checkpoint that makes videos of the prompts, which are measured."""
     baseline: OptionalText = None
     """A second checkpoint to compare with."""
     prompts: OptionalPath = None
     """Folder of images and audio files."""
     seed: int = 0
-    """Random seed of what checkpoints draw."""
+    """Random seed of the videos of checkpoints."""
     groups: OptionalPath = None
-    """CSV of clip and labels (language, skin tone …) to report apart."""
+    """CSV file with clip and labels (language, skin tone …); results are reported for each label."""
     title: str = "Talking portraits, measured"
     """Heading of the report."""
     cache: OptionalPath = None
-    """Folder of what was measured before; by default the user's cache."""
+    """Folder with cached measurements; by default the user's cache."""
     workers: int = 1
-    """Processes that look at videos."""
+    """Number of processes that measure videos."""
     json: Json = False
 
 
@@ -86,7 +86,7 @@ class ScoreOptions:
     videos: Inputs
     """Videos of any generator, or folders."""
     portrait: OptionalPath = None
-    """The photo they were made from: allows identity, sharpens others."""
+    """Photo from which the videos were made; the reward identity needs it, and others get more precise."""
     rewards: OptionalText = None
     """Names, separated by commas; by default all that can be measured."""
     json: Json = False
@@ -105,13 +105,13 @@ class BenchOptions:
     real: OptionalPath = None
     """Folder of real clips with sound: ceiling and negative controls."""
     quick: Flag = False
-    """Few and small videos, to see whether everything works."""
+    """Make few and small videos, to test whether everything works."""
     cache: OptionalPath = None
-    """Folder of what was measured before; by default the user's cache."""
+    """Folder with cached measurements; by default the user's cache."""
     workers: int = 1
-    """Processes that look at videos."""
+    """Number of processes that measure videos."""
     compare: OptionalPair = None
-    """Two results.json instead of a run."""
+    """Compare two results.json instead of running the benchmark."""
     json: Json = False
 
 
@@ -122,24 +122,24 @@ class PortraitsOptions:
     images: OptionalPath = None
     """Folder of pictures named after the prompts: pb1-000.png, pb1-001.png."""
     policy: OptionalText = None
-    """What draws them: a portrait flow's folder, or MODULE:FUNCTION from a text and a seed to RGB uint8 [H, W, 3]."""
+    """Generator: folder of a portrait flow, or MODULE:FUNCTION from text and seed to RGB uint8 [H, W, 3]."""
     prompts: OptionalPath = None
-    """Another prompt set: one JSON object with id and text a line."""
+    """File of other prompts: one JSON object with id and text per line."""
     output: OptionalPath = None
-    """Folder for results.json and the pictures that are drawn."""
+    """Folder for results.json and the generated pictures."""
     per_prompt: int = 1
-    """Pictures drawn of each prompt."""
+    """Number of pictures per prompt."""
     judge: OptionalPath = None
-    """Settings of a judge by server or model; by default the measured one."""
+    """Settings file of a judge on a server or of a local model; by default the measured judge."""
     list: Flag = False
-    """Print the prompts, for a generator elsewhere."""
+    """Print the prompts, for a generator on another machine."""
     compare: OptionalPair = None
-    """Two results.json instead of a run."""
+    """Compare two results.json instead of running the benchmark."""
     json: Json = False
 
 
 def run(options: EvaluateOptions) -> dict[str, Any]:
-    """Finished videos, or checkpoints rendered on prompts."""
+    """Measure finished videos, or checkpoints that are rendered on prompts first."""
     if (options.videos and options.checkpoint) or not (options.videos or options.checkpoint or options.system):
         raise BadInput("flowportrait evaluate needs either videos or --checkpoint with --prompts, or --system.")
     if options.checkpoint and not options.prompts:
@@ -179,8 +179,8 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     return {name: found[name] for name in ("report", "metrics.json", "metrics.csv")}
 
 
-def named_systems(given: Sequence[str], prompts: Path | None) -> dict[str, Path | str]:
-    """Where each named system comes from: a path to videos, or the name of a checkpoint.
+def named_systems(entries: Sequence[str], prompts: Path | None) -> dict[str, Path | str]:
+    """Return the source of each named system: a path to videos, or the name of a checkpoint.
 
     Raises:
         BadInput: not NAME=WHERE, a name that cannot be a folder or appears twice, nothing there, or a checkpoint
@@ -189,7 +189,7 @@ def named_systems(given: Sequence[str], prompts: Path | None) -> dict[str, Path 
     from flowportrait.models.arflow import checkpoint_folder
 
     found: dict[str, Path | str] = {}
-    for entry in given:
+    for entry in entries:
         name, equals, where = entry.partition("=")
         if not equals or not name or not where or Path(name).name != name:
             raise BadInput(f"--system {entry} is not NAME=WHERE: write for example --system ours=videos/ours.")
@@ -207,7 +207,7 @@ def named_systems(given: Sequence[str], prompts: Path | None) -> dict[str, Path 
 
 
 def run_score(options: ScoreOptions) -> dict[str, Any]:
-    """Every reward's score of every video, or why there is none.
+    """Return every reward's score of every video, or the reason why there is none.
 
     Raises:
         BadInput: a video that cannot be read, or none of several.
@@ -232,7 +232,7 @@ def run_score(options: ScoreOptions) -> dict[str, Any]:
 
 
 def score_table(found: Mapping[str, RewardScores]) -> Table:
-    """A row for each reward: the videos' scores, or mean and worst of many; what it measures, and its scale."""
+    """Return a row for each reward: scores (of many videos mean and worst), what it measures, and its scale."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -280,8 +280,8 @@ def run_bench(options: BenchOptions) -> dict[str, Any]:
 
     checkpoints, others = _bench_systems(options.system or ["sft=sft", "rl=rl"])
     protocol = quick_protocol(BenchmarkProtocol()) if options.quick else BenchmarkProtocol()
-    made = benchmark_cases(protocol, options.prompts, find_videos([options.real]) if options.real else [])
-    found = run_benchmark(checkpoints, others, made, protocol, options.output, options.cache, options.workers)
+    cases = benchmark_cases(protocol, options.prompts, find_videos([options.real]) if options.real else [])
+    found = run_benchmark(checkpoints, others, cases, protocol, options.output, options.cache, options.workers)
     if options.json:
         return found
     return found | {_check_claim(check): _check_outcome(check) for check in found.pop("checks")}
@@ -295,13 +295,13 @@ def _check_outcome(check: dict[str, Any]) -> str:
     return f"{'yes' if check['holds'] else 'NO'} ({check['advantage']['mean']:+.3f})"
 
 
-def _bench_systems(given: Sequence[str]) -> tuple[dict[str, str], dict[str, list[Path]]]:
-    """Checkpoints and folders of videos by name."""
+def _bench_systems(entries: Sequence[str]) -> tuple[dict[str, str], dict[str, list[Path]]]:
+    """Return checkpoints and folders of videos by name."""
     from flowportrait.evaluation.benchmark_systems import FOOTAGE_SYSTEM, NEGATIVE_CONTROLS
 
     checkpoints: dict[str, str] = {}
     others: dict[str, list[Path]] = {}
-    for name, where in named_systems(given, prompts=Path(".")).items():
+    for name, where in named_systems(entries, prompts=Path(".")).items():
         if name in (FOOTAGE_SYSTEM, *NEGATIVE_CONTROLS):
             raise BadInput(f"--system {name}=… has the name of one of the benchmark's own rows: choose another.")
         if isinstance(where, str):
@@ -312,9 +312,9 @@ def _bench_systems(given: Sequence[str]) -> tuple[dict[str, str], dict[str, list
 
 
 def _differing_rows(found: dict[str, Any]) -> dict[str, Any]:
-    """Without the single rows, except those that differ."""
-    apart = [row for row in found.pop("rows") if row["verdict"] == "different"]
-    lines = {f"{r['system']} {r['metric']}": f"{r['first']:.4f} and {r['second']:.4f}" for r in apart}
+    """Return the comparison with only those single rows that differ."""
+    different_rows = [row for row in found.pop("rows") if row["verdict"] == "different"]
+    lines = {f"{r['system']} {r['metric']}": f"{r['first']:.4f} and {r['second']:.4f}" for r in different_rows}
     return {key: value for key, value in found.items() if value != []} | lines
 
 

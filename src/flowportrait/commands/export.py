@@ -14,13 +14,13 @@ class ExportOptions:
     """Write a generator's streaming step as ONNX."""
 
     output: Path
-    """ONNX file to write; a JSON file beside it says the sizes."""
+    """ONNX file to write; a JSON file with the sizes is written beside it."""
     checkpoint: str = "rl"
     """Generator: rl, sft, or a folder."""
 
 
 def run(options: ExportOptions) -> dict[str, Any]:
-    """Checkpoint to graph."""
+    """Export the streaming step of a checkpoint as an ONNX graph."""
     check_output_file(options.output, "onnx")
     from flowportrait.models.arflow import checkpoint_folder, load_generator
     from flowportrait.models.sampler import export_step

@@ -24,13 +24,13 @@ KEY_ENV = "FLOWPORTRAIT_SERVE_KEY"
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeOptions:
-    """Which judge, and how it answers."""
+    """The choice and the settings of a judge."""
 
     configuration: ClassVar[str] = "flowportrait.judges.build:JudgeSettings"
     judge: OptionalPath = None
     """File of judge settings; by default those of the measured panel."""
     set: Settings = ()
-    """Judge settings, over those of the file; --help-settings lists them."""
+    """Judge settings that replace those of the file; --help-settings lists them."""
     json: Json = False
 
 
@@ -46,68 +46,68 @@ class JudgeScoreOptions(JudgeOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeCheckOptions(JudgeOptions):
-    """Show a judge damage of known strength; only a judge that passes is trained on."""
+    """Test whether a judge notices damage of known strength; only a judge that passes can be a reward."""
 
     videos: Inputs
     """Real clips of people speaking."""
     stills: Flag = False
-    """The files are portraits: examine the judge of stills."""
+    """The files are portraits: test the judge of still pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeCalibrateOptions(JudgeOptions):
-    """Compare a judge with human scores and learn a map to them."""
+    """Compare a judge with human scores, and fit a map from its scores to theirs."""
 
     human: Path
-    """CSV: file, generator, lip_sync, expressiveness, motion."""
+    """CSV file of human scores: file, generator, lip_sync, expressiveness, motion."""
     output: Path
     """The calibration, a JSON file."""
     scores: OptionalPath = None
-    """A report of judge score."""
+    """Report that judge score wrote."""
     videos: OptionalPath = None
-    """Folder of the files, to be graded now."""
+    """Folder of the videos, which are then graded now."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeAgreeOptions(JudgeOptions):
-    """Say how often a judge agrees with what people said about two clips."""
+    """Measure how often a judge prefers the clip that people prefer."""
 
     pairs: Pairs
-    """What people said."""
+    """Files of preference pairs of people."""
     band: float = 0.1
-    """Margin under which the judge cannot tell."""
+    """Smallest difference of scores that counts as an opinion."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeLearnOptions(JudgeOptions):
-    """Let preferences improve what a judge goes by."""
+    """Improve the rubric of a judge with preferences of people."""
 
     pairs: Pairs
-    """About a hundred preferences."""
+    """Files of preference pairs, about a hundred pairs."""
     output: Path
     """The library, a JSON file for --set library=FILE."""
     rounds: int = 10
-    """Revisions to try."""
+    """Number of revisions to try."""
     band: float = 0.1
-    """Margin under which the judge cannot tell."""
+    """Smallest difference of scores that counts as an opinion."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeServeOptions(JudgeOptions):
-    """Offer the panel and scorers over HTTP."""
+    """Serve a judge and rewards over HTTP."""
 
     host: str = "127.0.0.1"
     """Address to listen on; by default this computer only."""
     port: int = 8300
     """Port to listen on."""
     public_name: Repeated = ()
-    """Name by which others reach this computer; its own names and addresses are known."""
+    """Further name by which others reach this computer, besides its own names and addresses."""
     certificate: OptionalPath = None
-    """PEM file, to serve https."""
+    """PEM certificate, to serve https."""
     private_key: OptionalPath = None
-    """Its private key."""
+    """PEM private key of --certificate."""
     scorers: Annotated[tuple[str, ...], conf.arg(metavar="NAME …")] = ()
-    """Rewards to offer; by default all."""
+    """Rewards to serve; by default all."""
 
 
 def run_score(options: JudgeScoreOptions) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def run_score(options: JudgeScoreOptions) -> dict[str, Any]:
 
 
 def run_check(options: JudgeCheckOptions) -> dict[str, Any]:
-    """Examine a judge; what it did is kept where training looks."""
+    """Test a judge with damage of known strength, and save the certificate that training requires."""
     from flowportrait.judges.sanity import save_certificate
 
     settings = _settings(options)
@@ -136,8 +136,8 @@ def run_check(options: JudgeCheckOptions) -> dict[str, Any]:
         for result in certificate.results
     }
     verdict = "passed" if certificate.passed else f"failed: {certificate.failed()}; it is not trained on"
-    told: dict[str, Any] = certificate.to_dict() if options.json else cases
-    return {**told, "judge": f"{certificate.judge} ({certificate.kind})", "result": verdict, "certificate": str(path)}
+    lines: dict[str, Any] = certificate.to_dict() if options.json else cases
+    return {**lines, "judge": f"{certificate.judge} ({certificate.kind})", "result": verdict, "certificate": str(path)}
 
 
 def _examine_clips(settings: JudgeSettings, paths: Sequence[Path]) -> Certificate:
@@ -190,7 +190,7 @@ def run_calibrate(options: JudgeCalibrateOptions) -> dict[str, Any]:
 
 
 def run_agree(options: JudgeAgreeOptions) -> dict[str, Any]:
-    """A judge beside stated preferences."""
+    """Measure how far a judge agrees with preferences of people."""
     from flowportrait.judges.learning import measure_agreement, read_labelled_pairs
     from flowportrait.preferences.dataset import PreferenceDataset
     from flowportrait.terminal import waiting
@@ -202,7 +202,7 @@ def run_agree(options: JudgeAgreeOptions) -> dict[str, Any]:
 
 
 def run_learn(options: JudgeLearnOptions) -> dict[str, Any]:
-    """Revise a library as long as held-out preferences are better agreed with."""
+    """Revise a library of rubrics and keep the revisions that raise the agreement with held-out preferences."""
     _check_json(options.output)
     from flowportrait.judges.build import build_judge_backend, build_judge_with_library
     from flowportrait.judges.learning import ExpertToggles, Proposer, RuleEditor, learn_library, read_labelled_pairs
@@ -272,7 +272,7 @@ def run_serve(options: JudgeServeOptions) -> dict[str, Any]:
 
 
 def _judge(options: JudgeOptions) -> Judge:
-    """The judge of the options, ready."""
+    """Return the judge that the options describe."""
     from flowportrait.terminal import waiting
 
     with waiting("loading the judge"):

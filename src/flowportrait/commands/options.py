@@ -1,4 +1,4 @@
-"""From the words of a command line to the frozen dataclass of a command's options, with ``tyro``.
+"""Parse the words of a command line into the frozen dataclass of a command's options, with ``tyro``.
 
     parse_options(AnimateOptions, ["--image", "me.png", "--text", "Hello"], "flowportrait animate")
 
@@ -8,8 +8,9 @@ configuration become ``--set``:
 
     --objective.kl-weight 0.1    ─►    --set objective.kl_weight=0.1
 
-Options with settings have a field ``set`` and name in the class variable ``configuration`` what makes the configuration
-(``MODULE:NAME``, from the value of ``--recipe`` where there is that option); ``--help-settings`` lists them.
+Options with settings have a field ``set``. Their class variable ``configuration`` names the function that makes the
+configuration (``MODULE:NAME``), which gets the value of ``--recipe`` if there is that option. ``--help-settings`` lists
+the settings.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ RENAMED = {"--source-image": "--image", "--driven-audio": "--audio"}
 REPLACED = {"--as-heard": "--no-denoise"}
 """Options of version 0.1 that have another name now; they print a warning."""
 LIKELY_MISTYPED = 0.85
-"""Likeness with an option from which on a word is no setting; no setting of this package is as much like an option."""
+"""Similarity with an option above which a word is no setting; the settings of this package are less similar."""
 _VALUE = re.compile(r"-(\d|\.\d|inf)|-$|[^-]|$")
 """The beginning of a word that is a value, though it may begin with a minus: -10,0 and -1e-3, and - alone."""
 
@@ -81,12 +82,12 @@ def parse_options(kind: type[Options], words: Sequence[str], program: str) -> Op
         _print_help(kind, program)
         raise SystemExit(0)
     normal = _Words(kind, program).normalise(words)
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said), _wide_terminal():
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output), _wide_terminal():
             return tyro.cli(kind, args=normal, prog=program, config=(conf.FlagCreatePairsOff,))
     except SystemExit as error:
-        _refuse(program, _first_sentence(said.getvalue()), error)
+        _refuse(program, _first_sentence(output.getvalue()), error)
 
 
 def _refuse(program: str, sentence: str, cause: BaseException | None = None) -> NoReturn:
@@ -117,7 +118,7 @@ def _print_settings(kind: type[Any], words: Sequence[str], program: str) -> None
 
 
 def _narrowed(config: Any) -> Any:
-    """A configuration of a class that says of every part which class it is, where the original allows several."""
+    """Return a configuration of a class in which the type of every part is fixed to the class that it has now."""
     annotations, values = {}, {}
     hints = typing.get_type_hints(type(config))
     for part in dataclasses.fields(config):
@@ -204,11 +205,11 @@ class _Words:
         return normal[:end] + joined + normal[end:]
 
     def _complete(self, written: str) -> str | None:
-        """The option that is meant by a name as it was written; None if there is none."""
+        """Return the option that a written name stands for, or None."""
         name = written.replace("_", "-")
         name = RENAMED.get(name, name)
         if name in REPLACED and REPLACED[name] in self.names:
-            log(f"Warning: {name} is called {REPLACED[name]} now; the old name goes with the next version.")
+            log(f"Warning: {name} is called {REPLACED[name]} now; the next version removes the old name.")
             return REPLACED[name]
         if name in self.names:
             return name
@@ -252,21 +253,21 @@ def _wide_terminal() -> Iterator[None]:
 
 
 def _first_sentence(page: str) -> str:
-    """What is wrong, from tyro's box: ``title ─ body ─ where to find help``."""
+    """Return the error message in tyro's box: ``title ─ body ─ where to find help``."""
     lines = [re.sub(r"[│╭╮╰╯─]|^\s*-{3,}\s*$", " ", line).strip() for line in page.splitlines()]
     title, *body = [line for line in lines if line] or ["the options are not understood"]
-    kept = []
+    sentences = []
     for line in body:
         if line.startswith(("For full helptext", "Argument helptext", "Got errors")):
             break
-        kept.append(line)
+        sentences.append(line)
     if title == "Required options":
-        names = [re.split(r"\s", line)[0] for line in kept if line.startswith("--")]
-        names = names or kept[1:2]
+        names = [re.split(r"\s", line)[0] for line in sentences if line.startswith("--")]
+        names = names or sentences[1:2]
         return f"the following arguments are required: {', '.join(names)}"
     if title == "Required mutex group":
-        return f"one of {', '.join(line.lstrip('• ') for line in kept[1:])} is required"
-    sentence = " ".join(kept) or title
+        return f"one of {', '.join(line.lstrip('• ') for line in sentences[1:])} is required"
+    sentence = " ".join(sentences) or title
     for pattern, plain in _PLAINER:
         sentence = re.sub(pattern, plain, sentence)
     return sentence

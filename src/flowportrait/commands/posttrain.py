@@ -26,49 +26,49 @@ from flowportrait.terminal import progress, waiting
 class PostTrainOptions:
     """Post-train a generator with reinforcement learning on portraits and speech.
 
-    Settings of the recipe are options too: --objective.kl-weight 0.1, or --set objective.kl_weight=0.1. What there is
-    says --recipe NAME --help.
+    Settings of the recipe are options too: --objective.kl-weight 0.1, or --set objective.kl_weight=0.1.
+    --recipe NAME --help lists them.
     """
 
     configuration: ClassVar[str] = "flowportrait.rl.post_trainer:resolve_recipe"
     output: Path
     """Folder of the run."""
     recipe: str = "flow-grpo"
-    """A recipe's name, or the folder of a run to do again."""
+    """Name of a recipe, or the folder of a run whose settings are used again."""
     prompts: OptionalPath = None
     """Folder of images and audio files."""
     pairs: Files = ()
-    """Learn from stated pairs (flow-dpo, flow-rwr, …) or rated clips (threshold) instead of prompts."""
+    """Files of preference pairs (flow-dpo, flow-rwr, …) or rated clips (threshold) to learn from; no prompts."""
     held_out: OptionalPath = None
-    """Prompts to evaluate on now and then and never train on."""
+    """Prompts for the held-out evaluation; they are never trained on."""
     exemplars: OptionalPath = None
-    """Prepared corpus whose clips join the samples, or are damaged."""
+    """Prepared corpus of real clips that are added to the samples, or damaged."""
     iterations: OptionalInt = None
-    """How many iterations; by default the recipe's."""
+    """Number of iterations; by default that of the recipe."""
     policy: OptionalText = None
-    """Another generator: a diffusers pipeline (folder or hub), a plugin's name, or MODULE:CLASS."""
+    """Generator to train: a diffusers pipeline (folder or hub name), the name of a plugin, or MODULE:CLASS."""
     policy_set: Settings = ()
-    """Arguments of that pipeline's calls (height, num_frames, guidance_scale, …) or of the class."""
+    """Arguments of the pipeline's calls (height, num_frames, guidance_scale, …) or of the class."""
     bf16: bool = False
-    """Load that pipeline's weights in bfloat16."""
+    """Load the weights of the pipeline in bfloat16."""
     start: str = "sft"
     """Checkpoint to start from."""
     random_rewards: Flag = False
     """Control: replace every reward by random scores, to see what the method changes by itself."""
     resume: Flag = False
-    """Go on with the run in --output."""
+    """Continue the run in --output."""
     track: OptionalText = None
-    """Also write curves for tensorboard or wandb."""
+    """Also log the metrics to tensorboard or wandb."""
     set: Settings = ()
     """Settings of the recipe."""
 
 
 @dataclass(frozen=True)
 class RecipeOptions:
-    """List the post-training methods, or show one."""
+    """List the recipes of post-training, or show one."""
 
     action: conf.Positional[Literal["list", "show"]] = "list"
-    """All of them, or one whole."""
+    """List all recipes, or show one in full."""
     name: conf.Positional[OptionalText] = None
     """Recipe to show."""
     json: Json = False
@@ -76,23 +76,23 @@ class RecipeOptions:
 
 @dataclass(frozen=True)
 class PolicyOptions:
-    """Say which other generators can be post-trained, what they need, or whether one of yours can."""
+    """List the generators that can be post-trained, count their memory, or check one of your own."""
 
     action: conf.Positional[Literal["list", "memory", "check"]] = "list"
-    """Families of pipelines, what published models need, or whether one can be trained."""
+    """List families of pipelines, count the memory of published models, or check a generator."""
     name: conf.Positional[Annotated[tuple[str, ...], conf.arg(metavar="NAME …")]] = ()
-    """What to check, or the models to count."""
+    """Generator to check, or models to count."""
     prompts: OptionalPath = None
-    """Check: items to try it on, as for posttrain (two are best); by default two texts."""
+    """With check: prompts as for posttrain, two are best; by default two texts."""
     policy_set: Settings = ()
-    """Check: arguments of the pipeline's calls, or of the class."""
+    """With check: arguments of the pipeline's calls, or of the class."""
     bf16: bool = False
     """Load weights in bfloat16."""
     json: Json = False
 
 
 def run(options: PostTrainOptions) -> dict[str, Any]:
-    """Reinforcement learning."""
+    """Post-train a generator by reinforcement learning."""
     check_output_folder(options.output)
     from flowportrait.models.arflow import checkpoint_folder
     from flowportrait.rl.post_trainer import PostTrainer, resolve_recipe
@@ -117,7 +117,7 @@ def run(options: PostTrainOptions) -> dict[str, Any]:
 
 
 def run_recipes(options: RecipeOptions) -> dict[str, Any]:
-    """All recipes with their sources, or one with its equation, every default and why.
+    """Print all recipes with their sources, or one with its equation and the reason for each setting.
 
     Raises:
         BadInput: no such recipe, or ``show`` without a name.
@@ -156,12 +156,12 @@ def _indented(parts: dict[str, str]) -> str:
 
 
 def _setting_prefix(settings: dict[str, Any], name: str) -> str:
-    """The value of a setting in front of its reason; of a part with settings of its own nothing."""
+    """Return the value of a setting, which is printed before its reason; empty for a part with settings of its own."""
     return f"{settings[name]}, " if name in settings else ""
 
 
 def run_policies(options: PolicyOptions) -> dict[str, Any]:
-    """The families, their memory, or a check.
+    """Print the supported families, count the memory of models, or check a generator.
 
     Raises:
         BadInput: no such model, or a check that does not hold, with what is wrong.

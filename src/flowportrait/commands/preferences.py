@@ -25,7 +25,7 @@ from flowportrait.commands.options import (
 )
 from flowportrait.errors import BadInput
 from flowportrait.files import check_output_folder
-from flowportrait.study.plan import MAX_PARTICIPANTS
+from flowportrait.human_study.plan import MAX_PARTICIPANTS
 from flowportrait.terminal import log
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class InspectOptions:
     pairs: Inputs
     """Files of pairs."""
     output: OptionalPath = None
-    """Write the pairs that can be learned from to this file."""
+    """File to write, with the pairs that can be used for training."""
     json: Json = False
 
 
@@ -48,15 +48,15 @@ class FromJudgeOptions:
     """Make pairs from a judge's scores of two systems on the same clips."""
 
     a: conf.Positional[Annotated[Path, conf.arg(metavar="A.JSON")]]
-    """What judge score wrote of one system."""
+    """Report that judge score wrote for one system."""
     b: conf.Positional[Annotated[Path, conf.arg(metavar="B.JSON")]]
-    """And of the other, on clips of the same names."""
+    """Report for the other system, on clips with the same names."""
     output: Annotated[Path, conf.arg(metavar="PAIRS.JSONL")]
     """File to write."""
     folders: Annotated[tuple[str, str], conf.arg(metavar="A B")] = ("a", "b")
-    """Where their clips lie."""
+    """Folders of the clips of both systems."""
     tie_band: float = 0.5
-    """Points within which it is a tie."""
+    """Largest difference of points that counts as a tie."""
     judge: str = "judge"
     """Name of the judge."""
     json: Json = False
@@ -64,26 +64,26 @@ class FromJudgeOptions:
 
 @dataclass(frozen=True)
 class MakeOptions:
-    """Make pairs of finished videos: intact against damaged, coarse to subtle."""
+    """Make pairs of an intact and a damaged video, with damage from coarse to subtle."""
 
     videos: Inputs
-    """Files or folders, people who speak."""
+    """Files or folders of videos of people who speak."""
     output: Path
     """Folder of media and pairs.jsonl."""
     per_video: int = 3
-    """Pairs of each video."""
+    """Number of pairs per video."""
     damage: Annotated[tuple[str, ...], conf.arg(metavar="NAME …")] = ()
-    """Corruptions to take in turn; by default all."""
+    """Corruptions that are used in turn; by default all."""
     split: str = ""
-    """What to call them, for example train."""
+    """Name of the split of these pairs, for example train."""
     seed: int = 0
-    """Random seed: another number damages otherwise."""
+    """Random seed of the damage."""
     json: Json = False
 
 
 @dataclass(frozen=True)
 class StudyMakeOptions:
-    """Make a study: pair videos of the same name."""
+    """Make a study from pairs of videos with the same name."""
 
     folders: Inputs
     """One folder of videos per system."""
@@ -96,35 +96,35 @@ class StudyMakeOptions:
     pairs_per_participant: int = 0
     """Pairs that one participant sees; 0 means all."""
     seed: OptionalText = None
-    """What order and sides are drawn from; by default drawn itself."""
+    """Seed of the order and the sides; by default a random one."""
     about: OptionalPath = None
-    """JSON lines: name, and any of prompt, speaker, portrait, split."""
+    """File of JSON lines about the videos: name, and any of prompt, speaker, portrait, split."""
     json: Json = False
 
 
 @dataclass(frozen=True)
 class StudyServeOptions:
-    """Show the page of a study."""
+    """Serve the page of a study."""
 
     study: conf.Positional[Path]
-    """Folder that make wrote."""
+    """Folder that preferences study make wrote."""
     host: str = "127.0.0.1"
     """Address to listen on; by default this computer only."""
     port: int = 8000
     """Port to listen on; 0 for a free one."""
     public_name: Repeated = ()
-    """Name under which others reach this computer; its own names and addresses are known."""
+    """Further name by which others reach this computer, besides its own names and addresses."""
     participants: int = MAX_PARTICIPANTS
-    """How many may take part."""
+    """Largest number of participants."""
 
 
 @dataclass(frozen=True)
 class StudyAnalyseOptions:
-    """Say which system is preferred, and how sure that is."""
+    """Report which system people prefer, with confidence intervals."""
 
     updates: ClassVar[tuple[str, ...]] = ("study",)
     study: conf.Positional[Path]
-    """Folder that make wrote."""
+    """Folder that preferences study make wrote."""
     output: OptionalPath = None
     """Folder of analysis.json and analysis.html; by default the study's."""
     json: Json = False
@@ -138,11 +138,11 @@ class TrainOptions:
     output: Path
     """Folder to write."""
     corpus: OptionalPath = None
-    """Prepared corpus that pairs are made from."""
+    """Prepared corpus from which pairs are made by damage."""
     pairs: Files = ()
-    """What people stated: files of pairs."""
+    """Files of preference pairs of people or judges."""
     model: OptionalText = None
-    """A Qwen2-VL, Qwen2.5-VL, Qwen3-VL or Omni by folder or hub name, in place of the small network."""
+    """Qwen2-VL, Qwen2.5-VL, Qwen3-VL or Omni, by folder or hub name, instead of the small network."""
     set: Settings = ()
     """Settings, for example objective=plain; --help-settings lists them."""
     json: Json = False
@@ -150,22 +150,22 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class TrainLatentOptions:
-    """Train the same three scores of noisy latents, for guidance and pruning."""
+    """Train a reward model of noisy latents, for guidance and pruning."""
 
     configuration: ClassVar[str] = "flowportrait.preferences.latent_reward:LatentRewardTrainingConfig"
     corpus: Path
-    """Prepared corpus that pairs are made from."""
+    """Prepared corpus from which pairs are made by damage."""
     output: Path
     """Folder to write."""
     checkpoint: str = "sft"
-    """Generator whose latents and audio features are meant."""
+    """Generator of which the latents and audio features are scored."""
     set: Settings = ()
     """Settings, for example steps=1000; --help-settings lists them."""
     json: Json = False
 
 
 def run_inspect(options: InspectOptions) -> dict[str, Any]:
-    """What is in the files, and what of it can be learned from."""
+    """Report what the files contain, and which pairs can be used for training."""
     from flowportrait.preferences.dataset import PreferenceDataset
     from flowportrait.preferences.inspection import inspect_pairs
 
@@ -195,7 +195,7 @@ def run_inspect(options: InspectOptions) -> dict[str, Any]:
 
 
 def run_judged(options: FromJudgeOptions) -> dict[str, Any]:
-    """Two score tables to pairs."""
+    """Make preference pairs from two tables of scores."""
     from flowportrait.preferences.build_pairs import build_pairs_from_scores, read_judge_scores
     from flowportrait.preferences.dataset import write_pairs
 
@@ -208,7 +208,7 @@ def run_judged(options: FromJudgeOptions) -> dict[str, Any]:
 
 
 def run_make(options: MakeOptions) -> dict[str, Any]:
-    """Videos to pairs."""
+    """Make preference pairs from videos, by damaging them."""
     check_output_folder(options.output)
     from flowportrait.corruption.catalogue import CORRUPTIONS
     from flowportrait.data.prompts import find_videos
@@ -227,9 +227,9 @@ def run_make(options: MakeOptions) -> dict[str, Any]:
 
 
 def run_study_make(options: StudyMakeOptions) -> dict[str, Any]:
-    """Folders to a study."""
+    """Make a study from folders of videos."""
     check_output_folder(options.output)
-    from flowportrait.study.make import make_study
+    from flowportrait.human_study.make import make_study
 
     done: list[str] = []
     study = make_study(
@@ -267,8 +267,8 @@ def run_study_make(options: StudyMakeOptions) -> dict[str, Any]:
 
 
 def run_study_serve(options: StudyServeOptions) -> dict[str, Any]:
-    """The page, until Ctrl-C."""
-    from flowportrait.study.server import study_app
+    """Serve the page of a study until Ctrl-C."""
+    from flowportrait.human_study.server import study_app
     from flowportrait.web_server import LOOPBACK, allowed_host_names, bind_listener, listener_url, make_server
 
     if options.participants < 1:
@@ -289,11 +289,11 @@ def run_study_serve(options: StudyServeOptions) -> dict[str, Any]:
 
 
 def run_study_analyse(options: StudyAnalyseOptions) -> dict[str, Any]:
-    """Answers to a table, files and pairs."""
+    """Analyse the answers of a study: print a table, and write the analysis and preference pairs."""
     output = options.output or options.study
     check_output_folder(output)
+    from flowportrait.human_study.analysis import analyse_study
     from flowportrait.preferences.dataset import PAIRS_FILE
-    from flowportrait.study.analysis import analyse_study
 
     analysis = analyse_study(options.study, output)
     if options.json:
@@ -312,7 +312,7 @@ def _print_preferences(analysis: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from flowportrait.study.analysis import ASPECT_TITLES, format_p_value
+    from flowportrait.human_study.analysis import ASPECT_TITLES, format_p_value
 
     table = Table(box=None, pad_edge=False)
     for name in ("", "A", "B", "won / same / lost", "A preferred", "p", "p by person", "p Holm", "alpha"):
@@ -337,7 +337,7 @@ def _print_preferences(analysis: dict[str, Any]) -> None:
 
 
 def run_train(options: TrainOptions) -> dict[str, Any]:
-    """Damaged pairs, stated pairs, or both, to a model."""
+    """Train a reward model on damaged pairs, on annotated pairs, or on both."""
     check_output_folder(options.output)
     if options.model:
         return _train_vlm(options)
@@ -364,7 +364,7 @@ def run_train(options: TrainOptions) -> dict[str, Any]:
 
 
 def run_train_latent(options: TrainLatentOptions) -> dict[str, Any]:
-    """Damaged pairs, with a generator's audio condition, to a latent reward."""
+    """Train a latent reward on damaged pairs with a generator's audio condition."""
     check_output_folder(options.output)
     from flowportrait.config import override, save
     from flowportrait.data.motion_dataset import load_motion_clips
@@ -397,7 +397,7 @@ def _train_vlm(options: TrainOptions) -> dict[str, Any]:
 
 
 def _load_training_pairs(paths: Sequence[Path]) -> PreferenceDataset:
-    """The pairs to learn from; what is left out is logged."""
+    """Return the pairs to learn from, and log what is left out."""
     from flowportrait.preferences.dataset import DIMENSIONS, PreferenceDataset
     from flowportrait.preferences.inspection import TRAIN_SPLIT, select_training_pairs
 

@@ -13,32 +13,32 @@ from flowportrait.terminal import waiting
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """Turn videos into a training corpus, or look at one."""
+    """Prepare a training corpus from videos, or write a report about one."""
 
     configuration: ClassVar[str] = "flowportrait.data.quality_gates:QualityGates"
     inputs: Inputs = ()
     """Footage: videos or folders."""
     output: OptionalPath = None
-    """Folder of the corpus; continues one that was begun."""
+    """Folder of the corpus; an unfinished one is continued."""
     inspect: OptionalPath = None
     """Write a report with pictures into this corpus."""
     layout: str = "auto"
-    """Whose face is in which file: auto, folders, voxceleb2, lrs3, hdtf, mead or grid."""
+    """How files name their speakers: auto, folders, voxceleb2, lrs3, hdtf, mead or grid."""
     hold_out: float = 0.0
-    """Share of speakers for the split dev."""
+    """Share of the speakers that goes to the split dev."""
     crops: int = 0
-    """Also write face videos of this size in pixels."""
+    """Also write videos of the faces, of this size in pixels."""
     shards: int = 0
-    """Also pack WebDataset shards of this size in megabytes."""
+    """Also write WebDataset shards of this size in megabytes."""
     workers: OptionalInt = None
-    """Processes; by default one for each core."""
+    """Number of processes; by default one per core."""
     set: Settings = ()
     """Quality gates, such as yaw=30 eyes=60; --help-settings lists them."""
     json: Json = False
 
 
 def run(options: PrepareOptions) -> dict[str, Any]:
-    """Videos to a corpus, or a corpus to a report."""
+    """Prepare a corpus from videos, or write the report of a corpus."""
     if options.inspect is not None:
         if options.inputs or options.output:
             raise BadInput("flowportrait prepare --inspect CORPUS takes no videos and no --output.")

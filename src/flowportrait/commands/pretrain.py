@@ -12,7 +12,7 @@ from flowportrait.files import check_output_folder
 
 @dataclass(frozen=True)
 class PretrainOptions:
-    """Train a generator on a corpus, supervised."""
+    """Train a generator on a corpus by supervised learning."""
 
     configuration: ClassVar[str] = "flowportrait.models.flow_matching:PretrainConfig"
     corpus: Path
@@ -20,17 +20,17 @@ class PretrainOptions:
     output: Path
     """Folder of the run."""
     resume: Flag = False
-    """Go on with the run in --output."""
+    """Continue the run in --output."""
     held_out: OptionalPath = None
-    """Prompts to draw and judge now and then and never train on."""
+    """Prompts for the held-out evaluation; they are never trained on."""
     track: OptionalText = None
-    """Also write curves for tensorboard or wandb."""
+    """Also log the metrics to tensorboard or wandb."""
     set: Settings = ()
     """Settings, such as steps=500 generator.guidance=2; --help-settings lists them."""
 
 
 def run(options: PretrainOptions) -> dict[str, Any]:
-    """Supervised training."""
+    """Train a generator on a corpus (supervised)."""
     check_output_folder(options.output)
     from flowportrait.config import override
     from flowportrait.data.prompts import read_prompts

@@ -14,11 +14,11 @@ from flowportrait.terminal import log, waiting
 
 @dataclass(frozen=True)
 class StudioOptions:
-    """Do all of it in a browser, on this machine alone."""
+    """Make, compare and train talking portraits in a browser, on this machine only."""
 
     configuration: ClassVar[str] = "flowportrait.studio.render_queue:StudioLimits"
     folder: Path = Path("studio")
-    """Where its files stay."""
+    """Folder for the files of the studio."""
     port: int = 7860
     """Port to listen on; 0 picks a free one."""
     set: Settings = ()
@@ -28,14 +28,14 @@ class StudioOptions:
 def run(options: StudioOptions) -> dict[str, Any]:
     """Serve until Ctrl-C."""
     check_output_folder(options.folder)
-    with ExitStack() as shown:
-        shown.enter_context(waiting("starting the studio"))
+    with ExitStack() as display:
+        display.enter_context(waiting("starting the studio"))
         from flowportrait.config import override
         from flowportrait.studio.render_queue import StudioLimits
         from flowportrait.studio.server import Studio, serve_studio
 
         def ready(address: str) -> None:
-            shown.close()
+            display.close()
             log(f"The studio is at {address} (Ctrl-C ends it).")
 
         serve_studio(Studio(options.folder, override(StudioLimits(), options.set)), options.port, ready)

@@ -24,7 +24,7 @@ class VerifyOptions:
 
 
 def run(options: VerifyOptions) -> dict[str, Any]:
-    """Tags, signature and watermark of one file, or of every video in a folder."""
+    """Return tags, signature and watermark of one file, or of every video in a folder."""
     from flowportrait.provenance.inspection import inspect_provenance, list_videos
     from flowportrait.terminal import progress
 

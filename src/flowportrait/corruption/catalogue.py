@@ -118,7 +118,7 @@ def corruptions(*kinds: Kind, held_out: bool | None = None) -> dict[str, Corrupt
     """Return the entries of the catalogue of these kinds, by name.
 
     Args:
-        kinds: kinds of one subject (clip, motion or still); names are unique only within a subject.
+        *kinds: kinds of one subject (clip, motion or still); names are unique only within a subject.
         held_out: True for corruptions held out of training, False for the others, None for both.
     """
     return {

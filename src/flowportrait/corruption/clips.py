@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 
 from flowportrait.errors import BadInput
-from flowportrait.media.video import FPS, SAMPLES_PER_FRAME
+from flowportrait.media.audio import SAMPLES_PER_FRAME
+from flowportrait.media.video import FPS
 from flowportrait.rendering.motion_basis import BLINK, GAZE
 
 Seed = int | np.random.Generator

@@ -25,6 +25,7 @@ from typing import Any, TextIO
 import numpy as np
 from safetensors.numpy import load, save
 
+from flowportrait.data.prompts import VIDEO_SUFFIXES
 from flowportrait.errors import BadInput
 from flowportrait.files import atomic_write, write_text
 
@@ -105,8 +106,6 @@ def recognize_layout(paths: Sequence[str]) -> CorpusLayout | None:
 
 
 # --- Source videos ----------------------------------------------------------------------
-
-VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".m4v"}
 
 
 @dataclass(frozen=True)
@@ -321,7 +320,7 @@ class CorpusIndex:
             file.close()
 
     def add(self, source: str, seconds: float, records: Iterable[Record]) -> None:
-        """List a finished video of this length in seconds, and its clips."""
+        """Add a finished video with its length in seconds and its clips."""
         for record in records:
             self._write(REJECTED_LIST if "rejected" in record else KEPT_LIST, record)
         self._write(DONE_LIST, {"source": source, "seconds": round(seconds, 2)})

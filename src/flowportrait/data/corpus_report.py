@@ -39,32 +39,33 @@ def write_corpus_report(corpus: Path) -> dict[str, Any]:
     Raises:
         BadInput: the folder is no corpus.
     """
-    kept, rejected = corpus_records(corpus), list(read_records(corpus / REJECTED_LIST))
+    accepted, rejected = corpus_records(corpus), list(read_records(corpus / REJECTED_LIST))
     reasons = Counter(str(record.get("reason", "unnamed")) for record in rejected)
-    hours = sum(record["frames"] for record in kept) / FPS / 3600
-    speakers = len({record["speaker"] for record in kept})
+    hours = sum(record["frames"] for record in accepted) / FPS / 3600
+    speakers = len({record["speaker"] for record in accepted})
     parts = [
         f"<h1>Corpus {html.escape(corpus.resolve().name)}</h1>",
-        f"<p>{len(kept)} clips, {hours:.2f} hours, {speakers} speakers; {len(rejected)} clips or videos rejected.</p>",
-        _splits(kept),
+        f"<p>{len(accepted)} clips, {hours:.2f} hours, {speakers} speakers; "
+        f"{len(rejected)} clips or videos rejected.</p>",
+        _splits(accepted),
         "<h2>Kept: what was measured</h2>",
-        _histograms(kept),
+        _histograms(accepted),
         "<h2>Kept: faces</h2>",
-        _faces(corpus, _spread(kept, REPORT_FACES)),
+        _faces(corpus, _evenly_spaced(accepted, REPORT_FACES)),
         "<h2>Kept: mouths through a clip</h2>",
-        _mouths(corpus, _spread(kept, REPORT_EXAMPLES)),
+        _mouths(corpus, _evenly_spaced(accepted, REPORT_EXAMPLES)),
         "<h2>Rejected</h2>",
         *(_reason(corpus, reason, count, rejected) for reason, count in reasons.most_common()),
         "<h2>Speakers</h2>",
-        _speakers(kept),
+        _speakers(accepted),
     ]
     page = f"<!doctype html><meta charset=utf-8><title>Corpus</title><style>{REPORT_STYLE}</style>{''.join(parts)}"
     target = corpus / "report.html"
     write_text(target, page)
-    return {"report": str(target), "clips": len(kept), "hours": round(hours, 3), "rejected": dict(reasons)}
+    return {"report": str(target), "clips": len(accepted), "hours": round(hours, 3), "rejected": dict(reasons)}
 
 
-def _spread(records: Sequence[Record], count: int) -> list[Record]:
+def _evenly_spaced(records: Sequence[Record], count: int) -> list[Record]:
     """Return ``count`` records evenly spaced over the list, so that no speaker fills the page."""
     places = np.unique(np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int))
     return [records[place] for place in places] if records else []
@@ -79,9 +80,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return f"<table><tr>{cells}</tr>{''.join(lines)}</table>"
 
 
-def _splits(kept: list[Record]) -> str:
+def _splits(accepted: list[Record]) -> str:
     groups: dict[str, list[Record]] = defaultdict(list)
-    for record in kept:
+    for record in accepted:
         groups[record["split"]].append(record)
     rows = [
         (name, len(records), len({r["speaker"] for r in records}), _minutes(records))
@@ -90,9 +91,9 @@ def _splits(kept: list[Record]) -> str:
     return _table(("split", "clips", "speakers", "minutes"), rows)
 
 
-def _speakers(kept: list[Record]) -> str:
+def _speakers(accepted: list[Record]) -> str:
     groups: dict[str, list[Record]] = defaultdict(list)
-    for record in kept:
+    for record in accepted:
         groups[record["speaker"]].append(record)
     order = sorted(groups.items(), key=lambda item: -sum(r["frames"] for r in item[1]))
     rows = [(name, records[0]["split"], len(records), _minutes(records)) for name, records in order[:REPORT_SPEAKERS]]
@@ -104,11 +105,11 @@ def _minutes(records: list[Record]) -> str:
     return f"{sum(record['frames'] for record in records) / FPS / 60:.1f}"
 
 
-def _histograms(kept: list[Record]) -> str:
+def _histograms(accepted: list[Record]) -> str:
     """Return one small histogram for each measure that the records hold."""
     from matplotlib.figure import Figure
 
-    columns = {name: [r[name] for r in kept if r.get(name) is not None] for name in MEASURE_TITLES}
+    columns = {name: [r[name] for r in accepted if r.get(name) is not None] for name in MEASURE_TITLES}
     columns = {name: values for name, values in columns.items() if values}
     if not columns:
         return "<p class=small>Nothing was measured.</p>"
@@ -149,7 +150,7 @@ def _reason(corpus: Path, reason: str, count: int, rejected: list[Record]) -> st
     matching = [record for record in rejected if record.get("reason", "unnamed") == reason]
     sentences = "".join(f"<li>{html.escape(str(record['rejected']))}</li>" for record in matching[:3])
     pictures = [record for record in matching if (corpus / "pictures" / f"{record['name']}.jpg").is_file()]
-    figures = _faces(corpus, _spread(pictures, REPORT_EXAMPLES)) if pictures else ""
+    figures = _faces(corpus, _evenly_spaced(pictures, REPORT_EXAMPLES)) if pictures else ""
     return f"<h3>{html.escape(reason)}: {count}</h3><ul class=small>{sentences}</ul>{figures}"
 
 

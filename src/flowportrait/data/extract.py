@@ -18,9 +18,9 @@ from flowportrait.data.corpus import FaceClip, SourceVideo
 from flowportrait.data.face_tracks import FaceTrack, track_faces
 from flowportrait.data.quality_gates import QualityGates, first_failed_gate, measure_quality, sound_delay_to_correct
 from flowportrait.errors import BadInput
-from flowportrait.media.audio import has_audio, read_audio
+from flowportrait.media.audio import SAMPLES_PER_FRAME, has_audio, read_audio
 from flowportrait.media.faces import interpolate_missing_frames
-from flowportrait.media.video import FPS, SAMPLES_PER_FRAME, iter_frames
+from flowportrait.media.video import FPS, iter_frames
 from flowportrait.models.speech_stream import speech_gate
 
 CROP_TO_FACE = 1.9
@@ -126,8 +126,8 @@ def _build_clip(track: FaceTrack, wave: np.ndarray, sound_delay: int) -> FaceCli
     valid = np.array([points is not None for points in track.landmarks])
 
     def column(values: list[Any], shape: tuple[int, ...]) -> np.ndarray:
-        lost = np.full(shape, np.nan, np.float32)
-        return interpolate_missing_frames(np.array([lost if value is None else value for value in values]), valid)
+        missing = np.full(shape, np.nan, np.float32)
+        return interpolate_missing_frames(np.array([missing if value is None else value for value in values]), valid)
 
     landmarks = column(track.landmarks, (478, 3))
     mouth = np.array([np.zeros((48, 64), np.uint8) if patch is None else patch for patch in track.mouth])

@@ -62,7 +62,7 @@ class FaceTrack:
         """Return the landmarks of the last frame with the face."""
         return next(points for points in reversed(self.landmarks) if points is not None)
 
-    def lost(self) -> int:
+    def missing_frames(self) -> int:
         """Return for how many frames the face has been missing."""
         return next(i for i, points in enumerate(reversed(self.landmarks)) if points is not None)
 
@@ -81,7 +81,7 @@ class FaceTrack:
 
     def trim(self) -> FaceTrack:
         """Remove the frames without a face at the end, and return the track."""
-        for _ in range(self.lost()):
+        for _ in range(self.missing_frames()):
             for column in (self.landmarks, self.blendshapes, self.mouth):
                 column.pop()
         return self
@@ -123,7 +123,7 @@ def track_faces(frames: Iterable[np.ndarray]) -> Iterator[FaceTrack]:
                 track.see(frame, points, shapes)
                 open_tracks.append(track)
             yield from _close_tracks(
-                open_tracks, lambda track: track.lost() > MAX_MISSING_FRAMES or len(track) >= MAX_TRACK_FRAMES
+                open_tracks, lambda track: track.missing_frames() > MAX_MISSING_FRAMES or len(track) >= MAX_TRACK_FRAMES
             )
     yield from _close_tracks(open_tracks, lambda track: True)
 
@@ -143,7 +143,7 @@ def _assign(tracks: list[FaceTrack], faces: list[Face]) -> list[tuple[FaceTrack,
     pairs = []
     for track in tracks:
         last = track.last()
-        reach = MAX_FACE_STEP * float(np.ptp(last[:, 1])) * (1 + track.lost())
+        reach = MAX_FACE_STEP * float(np.ptp(last[:, 1])) * (1 + track.missing_frames())
         for face in faces:
             distance = float(np.linalg.norm((face[0] - last)[:, :2].mean(0)))
             if distance < reach:

@@ -3,8 +3,8 @@
     videos ─► shots ─► face tracks ─► clips (landmarks, blendshapes, mouth, 16 kHz sound, speech) ─► gates ─► kept
                                                                                                       └─► counted
 
-``clips/NAME.safetensors`` is what training reads, ``pictures/NAME.jpg`` what people look at, kept or not, and
-``crops/NAME.mp4`` face videos for training of networks that draw.
+``clips/NAME.safetensors`` is read by training. ``pictures/NAME.jpg`` shows every clip, also a rejected one, to people.
+``crops/NAME.mp4`` are videos of faces, for the training of networks that draw.
 """
 
 from __future__ import annotations
@@ -134,14 +134,14 @@ def prepare_corpus(inputs: Sequence[Path], output: Path, plan: PreparationConfig
     started, footage = time.monotonic(), 0.0
     with CorpusIndex(output) as index:
         todo = [source for source in sources if source.name not in index.done]
-        seen = _SPAWN.Value("q", 0)
-        with _progress(seen) as shown:
-            bar = shown.add_task("preparing", total=sum(map(_size_in_bytes, todo)), note="")
-            for source, (records, seconds) in _results(todo, output, plan, seen):
+        frame_counter = _SPAWN.Value("q", 0)
+        with _progress(frame_counter) as display:
+            bar = display.add_task("preparing", total=sum(map(_size_in_bytes, todo)), note="")
+            for source, (records, seconds) in _results(todo, output, plan, frame_counter):
                 index.add(source.name, seconds, records)
                 footage += seconds
                 speed = footage / (time.monotonic() - started)
-                shown.update(bar, advance=_size_in_bytes(source), note=f"{source.name}, {speed:.1f} × real time")
+                display.update(bar, advance=_size_in_bytes(source), note=f"{source.name}, {speed:.1f} × real time")
     elapsed = time.monotonic() - started
     kept = corpus_records(output)
     result = {
@@ -157,13 +157,15 @@ def prepare_corpus(inputs: Sequence[Path], output: Path, plan: PreparationConfig
 
 
 def _results(
-    todo: list[SourceVideo], output: Path, plan: PreparationConfig, seen: SharedCounter | None = None
+    todo: list[SourceVideo], output: Path, plan: PreparationConfig, frame_counter: SharedCounter | None = None
 ) -> Iterator[tuple[SourceVideo, tuple[list[Record], float]]]:
-    """Yield each video's records in the order of the list; several processes read them and count frames in ``seen``."""
+    """Yield each video's records in the order of the list; several processes read the videos and count their frames."""
     workers = max(1, min(plan.workers or os.cpu_count() or 1, len(todo)))
     pending: deque[tuple[SourceVideo, Future[tuple[list[Record], float]]]] = deque()
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, _SPAWN, _initialize_worker, (seen,), max_tasks_per_child=MAX_VIDEOS_PER_PROCESS)
+    pool = ProcessPoolExecutor(
+        workers, _SPAWN, _initialize_worker, (frame_counter,), max_tasks_per_child=MAX_VIDEOS_PER_PROCESS
+    )
     try:
         for source in todo:
             pending.append((source, pool.submit(prepare_video, source, output, plan)))
@@ -186,10 +188,10 @@ def _results(
                 process.terminate()
 
 
-def _initialize_worker(seen: SharedCounter | None) -> None:
+def _initialize_worker(frame_counter: SharedCounter | None) -> None:
     """Limit a worker to one core; Ctrl-C is handled by the parent process."""
     global _frames_read
-    _frames_read = seen
+    _frames_read = frame_counter
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
@@ -239,17 +241,17 @@ def _size_in_bytes(source: SourceVideo) -> int:
 class _SecondsRead(ProgressColumn):
     """A progress column with the seconds of video that all processes have read, which moves during a long video."""
 
-    def __init__(self, seen: SharedCounter) -> None:
+    def __init__(self, frame_counter: SharedCounter) -> None:
         super().__init__()
-        self._frames = seen
+        self._frames = frame_counter
 
     def render(self, task: Task) -> Text:
         return Text(f"{self._frames.value / FPS:.0f} s of video seen")
 
 
-def _progress(seen: SharedCounter) -> Progress:
+def _progress(frame_counter: SharedCounter) -> Progress:
     console = Console(stderr=True)
     share, note = TextColumn("{task.percentage:.0f} %"), TextColumn("{task.fields[note]}")
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), share, TimeRemainingColumn(),
-               _SecondsRead(seen), note)  # fmt: skip
+               _SecondsRead(frame_counter), note)  # fmt: skip
     return Progress(*columns, console=console, disable=not console.is_terminal)

@@ -18,9 +18,9 @@ from flowportrait.rewards.sync import MotionSyncExpert, lower_face_motion
 MAX_TRIED_DELAY = 10
 """Frames of delay between lips and sound that are tried."""
 MIN_SYNC_FRAMES = 30
-"""Frames from which on lip sync can be measured."""
+"""Fewest frames of which lip sync can be measured."""
 TRUSTED_DELAY_FRAMES, TRUSTED_DELAY_MARGIN = 75, 0.15
-"""Length in frames and margin from which on a measured delay is trusted and corrected."""
+"""Smallest length in frames and smallest margin at which a measured delay is corrected."""
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class BenchmarkCase:
 
 
 def benchmark_cases(protocol: BenchmarkProtocol, prompts: Path | None, real: list[Path]) -> list[BenchmarkCase]:
-    """List the cases of a benchmark.
+    """Return the cases of a benchmark.
 
     Without real clips, they are pieces of the prompts' speech with every portrait. With real clips, they are the speech
     of those clips, and portraits alternate.

@@ -65,7 +65,7 @@ def build_text_table(summary: Mapping[str, Any]) -> Table:
     baseline.
 
     Args:
-        summary: the result of ``Comparison.summary``.
+        summary: the result of ``SystemComparison.summary``.
     """
     from rich.markup import escape
     from rich.table import Table

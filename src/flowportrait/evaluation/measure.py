@@ -373,9 +373,9 @@ def compare_with_real(
     row: MetricRow = {"compared_frames": int(both.sum())}
     if not both.any():
         return row
-    faces = [_spread_to_all_frames(expression_coefficients(t), t)[:length] for t in (clip, real)]
+    faces = [_fill_missing_frames(expression_coefficients(t), t)[:length] for t in (clip, real)]
     row["aed"] = float(np.abs(faces[0] - faces[1])[both].mean())
-    turns = [_spread_to_all_frames(remove_pose(t.landmarks[t.valid])[1], t)[:length] for t in (clip, real)]
+    turns = [_fill_missing_frames(remove_pose(t.landmarks[t.valid])[1], t)[:length] for t in (clip, real)]
     row["apd"] = float(np.abs(turns[0] - turns[1])[both].mean())
     if len(features.identity) and len(real_features.identity):
         middle = real_features.identity.mean(0)
@@ -387,7 +387,7 @@ def compare_with_real(
     return row
 
 
-def _spread_to_all_frames(values: np.ndarray, tracked: VideoTracks) -> np.ndarray:
+def _fill_missing_frames(values: np.ndarray, tracked: VideoTracks) -> np.ndarray:
     """Return values ``[V, n]`` of the frames with a face as ``[T, n]`` of all frames, NaN elsewhere."""
     whole = np.full((len(tracked), values.shape[1]), np.nan)
     whole[tracked.valid] = values

@@ -22,8 +22,8 @@ from scipy.ndimage import binary_opening, gaussian_filter1d
 from scipy.signal import find_peaks, welch
 
 from flowportrait.files import shipped_weights
-from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.media.mel import SAMPLES_PER_FRAME
+from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME
+from flowportrait.media.colour import LUMA_601
 from flowportrait.media.video import FPS
 from flowportrait.rendering.motion_basis import MotionBasis, fit_pose, median_pose, pose_to_vector
 
@@ -285,7 +285,7 @@ def colour_drift(skin: np.ndarray) -> float | None:
 
 def brightness_flicker(skin: np.ndarray) -> float | None:
     """Return the RMS change of the cheeks' brightness between frames, in levels, from colours ``[T, 3]``."""
-    steps = np.diff(skin @ np.array([0.299, 0.587, 0.114]))
+    steps = np.diff(skin @ LUMA_601)
     steps = steps[np.isfinite(steps)]
     return float(np.sqrt((steps**2).mean())) if len(steps) > 12 else None
 

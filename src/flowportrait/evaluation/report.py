@@ -261,8 +261,8 @@ def _networks(comparison: SystemComparison) -> str:
 
 
 def _glossary(comparison: SystemComparison) -> str:
-    shown = [m for m in METRICS if any(m.key in estimates for estimates in comparison.estimates.values())]
-    return "<dl>" + "".join(f"<dt>{m.title}</dt><dd>{html.escape(m.meaning)}</dd>" for m in shown) + "</dl>"
+    measured = [m for m in METRICS if any(m.key in estimates for estimates in comparison.estimates.values())]
+    return "<dl>" + "".join(f"<dt>{m.title}</dt><dd>{html.escape(m.meaning)}</dd>" for m in measured) + "</dl>"
 
 
 def _videos(videos: dict[str, Path]) -> str:

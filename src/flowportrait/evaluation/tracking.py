@@ -24,12 +24,12 @@ from scipy.signal import savgol_filter
 
 from flowportrait.errors import BadInput
 from flowportrait.files import cache_folder
-from flowportrait.media.audio import has_audio, read_audio
+from flowportrait.media.audio import SAMPLES_PER_FRAME, has_audio, read_audio
 from flowportrait.media.containers import main_video_stream, open_media
 from flowportrait.media.crop import MOUTH_PATCH, canonical_transform, mouth_patch
 from flowportrait.media.faces import FaceTracker
 from flowportrait.media.optical_flow import best_installed_flow
-from flowportrait.media.video import SAMPLES_PER_FRAME, iter_frames
+from flowportrait.media.video import iter_frames
 
 # --- The evaluation's own face network ---
 #

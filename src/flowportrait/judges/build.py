@@ -96,6 +96,9 @@ class JudgeSettings:
 def build_judge(settings: JudgeSettings | None = None) -> Judge:
     """Return the judge of clips that ``settings`` describe.
 
+    Args:
+        settings: the kind of judge and its options; by default the measured panel, which needs no model.
+
     Raises:
         BadInput: a model, address or calibration cannot be used, or no judge has this name.
     """

@@ -33,7 +33,7 @@ from flowportrait.judges.rubric import CLIP_ASPECTS, HIGHEST_GRADE, LOWEST_GRADE
 MIN_CALIBRATION_CLIPS = 8
 """Least number of clips with both scores for a map to be fitted."""
 ERROR_SIZE = 1.0
-"""Difference in grades from which on the judge's score counts as an error."""
+"""Smallest difference in grades that counts as an error of the judge."""
 FOLDS = 5
 
 

@@ -221,7 +221,7 @@ class _Exchange:
         self.error: RequestError | None = None
         self._began = 0.0
 
-    def begin(self) -> None:
+    def start_request(self) -> None:
         """Count a request that is about to be sent, and start its clock."""
         self.attempt += 1
         self._began = time.monotonic()
@@ -278,7 +278,7 @@ class _RecordingClient(httpx2.AsyncClient):
         """Send one request; the response's header ``x-should-retry`` tells the SDK whether to repeat it."""
         end, exchange = self._endpoint, _EXCHANGE.get()
         await self._pacer.wait_turn()
-        exchange.begin()
+        exchange.start_request()
         try:
             # The SDK's time-out starts anew with every byte; this one covers the whole request.
             async with asyncio.timeout(end.timeout):

@@ -1,4 +1,4 @@
-"""This module holds a clip that is judged, and makes the pictures and sound that a specialist is shown of it.
+"""This module holds a clip that is judged, and makes the pictures and sound of it that a specialist receives.
 
     lip_sync         mouth close-ups, 25 fps, five to a row, the waveform of the same 0.2 s under the row; the sound
     expressiveness   the whole face about six times a second; the sound
@@ -22,10 +22,10 @@ import torch
 
 from flowportrait.errors import BadInput
 from flowportrait.judges.rubric import Aspect
-from flowportrait.media.audio import SAMPLE_RATE
+from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME
 from flowportrait.media.faces import FaceTracker, interpolate_missing_frames
 from flowportrait.media.mel import log_mel, normalize_loudness
-from flowportrait.media.video import FPS, LOCAL_CLIP_LIMITS, SAMPLES_PER_FRAME, ClipLimits, read_clip
+from flowportrait.media.video import FPS, LOCAL_CLIP_LIMITS, ClipLimits, read_clip
 from flowportrait.rewards.batch import Failure, RewardBatch
 
 MIN_FACE_SHARE = 0.8
@@ -147,8 +147,8 @@ class JudgedClip:
         short = self.too_short()
         if short is not None:
             return short
-        if self.known_batch is not None and 0 in self.known_batch.unseen:
-            return self.known_batch.unseen[0]
+        if self.known_batch is not None and 0 in self.known_batch.tracking_failures:
+            return self.known_batch.tracking_failures[0]
         if self._tracked[1] < MIN_FACE_SHARE:
             return Failure("no_face", f"{self.name} shows a face in {self._tracked[1]:.0%} of {len(self)} frames")
         return None
@@ -216,7 +216,7 @@ def clip_input(clip: JudgedClip, aspect: Aspect, sheets: int = 4) -> JudgeInput:
     """
     if aspect == "lip_sync":
         mouth = mouth_video(clip)
-        starts = _spread_starts(len(clip), FPS, sheets)
+        starts = _window_starts(len(clip), FPS, sheets)
         pictures = tuple(
             (f"Mouth from {start / FPS:.2f} s, 0.04 s apart", mouth_sheet(mouth, clip.audio, start)) for start in starts
         )
@@ -232,7 +232,7 @@ def clip_input(clip: JudgedClip, aspect: Aspect, sheets: int = 4) -> JudgeInput:
                     sampled[start : start + per_sheet], (np.arange(start, len(sampled)) * _FACE_EVERY)[:per_sheet], 4
                 ),
             )
-            for start in _spread_starts(len(sampled), per_sheet, sheets)
+            for start in _window_starts(len(sampled), per_sheet, sheets)
         )
         return JudgeInput(aspect, pictures, sampled, FPS / _FACE_EVERY, clip.audio, clip)
     caption = f"Where most changes: a frame, the next one, and {_AMPLIFICATION} times their difference"
@@ -346,7 +346,7 @@ def _smoothed(track: np.ndarray) -> np.ndarray:
     return np.stack([padded[i : i + len(track)] for i in range(5)]).mean(0)
 
 
-def _spread_starts(length: int, span: int, most: int) -> list[int]:
+def _window_starts(length: int, span: int, most: int) -> list[int]:
     """Return the starts of at most ``most`` windows of length ``span`` that cover ``length`` or are spread over it."""
     count = -(-length // span)
     if count <= most:

@@ -223,7 +223,7 @@ class Revision:
     after: float
 
     @property
-    def kept(self) -> bool:
+    def is_accepted(self) -> bool:
         """Whether the revision was accepted, because the accuracy rose."""
         return self.after > self.before
 
@@ -247,7 +247,7 @@ class LearnedLibrary:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a report."""
         return {
-            "rounds": [asdict(one) | {"kept": one.kept} for one in self.rounds],
+            "rounds": [asdict(one) | {"kept": one.is_accepted} for one in self.rounds],
             "untouched pairs, before": self.first.to_dict() if self.first else None,
             "untouched pairs, after": self.last.to_dict() if self.last else None,
         }
@@ -290,7 +290,7 @@ def learn_library(
             break
         after = measure_agreement(judge_with(revision), held_out, band)[0].accuracy
         done.append(Revision({aspect: list(revision.of(aspect)) for aspect in CLIP_ASPECTS}, best, after))
-        if done[-1].kept:
+        if done[-1].is_accepted:
             library, best = revision, after
             misses = measure_agreement(judge_with(library), train, band)[1]
     last = measure_agreement(judge_with(library), untouched, band)[0] if untouched else None

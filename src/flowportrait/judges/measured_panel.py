@@ -226,12 +226,12 @@ class Experts:
     Args:
         rewards: the rewards that measure, by name.
         scales: the maps from their values to grades, by name.
-        asked: the names of the experts of each aspect.
+        by_aspect: the names of the experts of each aspect.
     """
 
     rewards: Mapping[str, Reward]
     scales: Mapping[str, Scale]
-    asked: Mapping[Aspect, tuple[str, ...]] = field(default_factory=lambda: EXPERTS)
+    by_aspect: Mapping[Aspect, tuple[str, ...]] = field(default_factory=lambda: EXPERTS)
 
     @classmethod
     @cached_per_device
@@ -261,12 +261,12 @@ class Experts:
         for aspect in CLIP_ASPECTS:
             if unknown := set(library.of(aspect)) - set(self.scales):
                 raise BadInput(f"No expert named {', '.join(unknown)}: a measured panel has {', '.join(self.scales)}.")
-        return replace(self, asked={aspect: library.of(aspect) or EXPERTS[aspect] for aspect in CLIP_ASPECTS})
+        return replace(self, by_aspect={aspect: library.of(aspect) or EXPERTS[aspect] for aspect in CLIP_ASPECTS})
 
     @property
     def used(self) -> set[str]:
         """The names of all experts that are asked about an aspect."""
-        return {name for names in self.asked.values() for name in names}
+        return {name for names in self.by_aspect.values() for name in names}
 
 
 # --- The judge
@@ -302,8 +302,8 @@ class MeasuredPanel:
         found = hashlib.sha256(
             f"measured {json.dumps(knots)} {self.experts.rewards['steadiness']} {calibration}".encode()
         )
-        if self.experts.asked != EXPERTS:
-            found.update(f"{sorted(self.experts.asked.items())} {self.experts.rewards[HeadPose.name]}".encode())
+        if self.experts.by_aspect != EXPERTS:
+            found.update(f"{sorted(self.experts.by_aspect.items())} {self.experts.rewards[HeadPose.name]}".encode())
         for name in EXPERT_FILES:
             found.update(shipped_weights(name).read_bytes())
         return found.hexdigest()[:16]
@@ -345,7 +345,7 @@ class MeasuredPanel:
             return missing_verdict(aspect, Failure("no_sound", "the clip is silent"))
         values: dict[str, float] = {}
         grades: dict[str, float] = {}
-        for expert in self.experts.asked[aspect]:
+        for expert in self.experts.by_aspect[aspect]:
             found = scores[expert]
             if not found.valid[row]:
                 return missing_verdict(
@@ -388,7 +388,9 @@ def concatenate_batches(batches: Sequence[RewardBatch]) -> RewardBatch:
         places if all("places" in batch.has for batch in batches) else None,
         torch.cat(audio) if len(audio) == len(batches) else None,
         domain=batches[0].domain,
-        unseen={row: batch.unseen[0] for row, batch in enumerate(batches) if 0 in batch.unseen},
+        tracking_failures={
+            row: batch.tracking_failures[0] for row, batch in enumerate(batches) if 0 in batch.tracking_failures
+        },
     )
 
 

@@ -33,7 +33,8 @@ from flowportrait.judges.panel import Panel, SampleKey
 from flowportrait.judges.questions import Question, ask_all
 from flowportrait.judges.rubric import CLIP_ASPECTS, GRADE_INSTRUCTION, SPECIALIST_SYSTEM, Aspect
 from flowportrait.judges.verdicts import Judge
-from flowportrait.media.video import FPS, SAMPLES_PER_FRAME
+from flowportrait.media.audio import SAMPLES_PER_FRAME
+from flowportrait.media.video import FPS
 from flowportrait.rewards.batch import Failure
 
 _THINK = (

@@ -55,7 +55,7 @@ class PanelSettings:
     samples: int = 3
     """Number of times that each specialist is asked."""
     dispute: float = 1.5
-    """Spread of the samples of one aspect, in grades, from which on the reviewer decides."""
+    """Smallest spread of the samples of one aspect, in grades, at which the reviewer decides."""
     sheets: int = 4
     """Sheets of pictures per aspect."""
 
@@ -303,7 +303,7 @@ class Panel(Generic[Item]):
         """Return the reviewer's score of each disputed aspect, or its failure."""
         disputes: dict[int, dict[Aspect, Sequence[Grade]]] = {}
         for (index, aspect), found in grades.items():
-            if len(found) >= self._quorum and _spread(found) >= self.settings.dispute:
+            if len(found) >= self._quorum and _score_range(found) >= self.settings.dispute:
                 disputes.setdefault(index, {})[aspect] = found
         places = list(disputes)
         questions = [self._review_question(items[index], disputes[index]) for index in places]
@@ -327,11 +327,11 @@ class Panel(Generic[Item]):
             blocks.append(
                 f"{self.rubric(aspect)}\nSpecialists on {aspect}:\n{json.dumps(opinions, ensure_ascii=False)}"
             )
-        wanted = json.dumps(dict.fromkeys(disputed, "1 to 5"))
+        form = json.dumps(dict.fromkeys(disputed, "1 to 5"))
         first = next(iter(disputed))
         text = (
             f"Aspect: review\n{self.subject.context(item, first)}" + "\n\n".join(blocks) + "\nAnswer with one JSON "
-            f'object and nothing else: {{"rationale": "two or three sentences", "scores": {wanted}}}.'
+            f'object and nothing else: {{"rationale": "two or three sentences", "scores": {form}}}.'
         )
         answer = review_format(disputed)
         return Question(REVIEWER_SYSTEM, text, "review", item.digest, 0, answer, self._input(item, first))
@@ -350,7 +350,7 @@ class Panel(Generic[Item]):
             usable = f"{len(grades)} of {self.settings.samples} answers usable: {detail}"
             return missing_verdict(aspect, Failure(kind, usable))
         if isinstance(review, Failure):
-            unsettled = f"disputed by {_spread(grades):.1f} and not settled: {review.detail}"
+            unsettled = f"disputed by {_score_range(grades):.1f} and not settled: {review.detail}"
             return missing_verdict(aspect, Failure(review.kind, unsettled))
         scores = tuple(grade.score for grade in grades)
         raw, rationale = (statistics.fmean(scores), "") if review is None else review
@@ -361,7 +361,7 @@ class Panel(Generic[Item]):
             raw,
             "agreement" if review is None else "reviewer",
             scores,
-            _spread(grades),
+            _score_range(grades),
             rationale or nearest.rationale,
             nearest.flaws,
             dimensions=_mean_dimensions(grades),
@@ -369,7 +369,7 @@ class Panel(Generic[Item]):
         )
 
 
-def _spread(grades: Sequence[Grade]) -> float:
+def _score_range(grades: Sequence[Grade]) -> float:
     scores = [grade.score for grade in grades]
     return max(scores) - min(scores)
 

@@ -102,12 +102,12 @@ def _count(value: Any) -> int:
     return count
 
 
-def read_object(reply: Reply, wanted: tuple[str, ...] = ("score", "scores")) -> dict[str, Any]:
+def read_object(reply: Reply, keys: tuple[str, ...] = ("score", "scores")) -> dict[str, Any]:
     """Return the last JSON object in a reply.
 
     Args:
         reply: the reply; text between ``<think>`` and ``</think>`` is ignored.
-        wanted: keys of which the object must have at least one.
+        keys: keys of which the object must have at least one.
 
     Raises:
         UnusableReply: there is no such object, the model refused, or the reply was cut off or is longer than
@@ -119,13 +119,13 @@ def read_object(reply: Reply, wanted: tuple[str, ...] = ("score", "scores")) -> 
         raise malformed_reply(f"an answer of {len(reply.text)} characters: {_short(reply.text[:200])}")
     text = _without_thoughts(reply.text)
     found = _last_object(text)
-    if isinstance(found, dict) and any(key in found for key in wanted):
+    if isinstance(found, dict) and any(key in found for key in keys):
         return _encodable(found)
     if not reply.complete:
         raise malformed_reply(f"the answer was cut off: {_short(text)}")
     if _DECLINED.search(text):
         raise UnusableReply(Failure("refused", _short(text)))
-    raise malformed_reply(f"no JSON with a {wanted[0]} in {_short(text)}")
+    raise malformed_reply(f"no JSON with a {keys[0]} in {_short(text)}")
 
 
 def read_score(value: Any, name: str) -> float:

@@ -47,14 +47,14 @@ class Criterion:
 
     Args:
         question: the question that the grade answers.
-        shown: a description of what the specialist sees and hears.
+        material: a description of what the specialist sees and hears.
         ignore: what belongs to other aspects.
         grades: the meanings of the grades 1 … 5.
         catalogue: further explanations, such as a list of artefacts.
     """
 
     question: str
-    shown: str
+    material: str
     ignore: str
     grades: tuple[str, str, str, str, str]
     catalogue: str = ""
@@ -65,7 +65,7 @@ class Criterion:
         learned = "\nRules:\n" + "\n".join(f"- {rule}" for rule in rules) if rules else ""
         catalogue = f"{self.catalogue}\n" if self.catalogue else ""
         return (
-            f"Question: {self.question}\nYou are shown {self.shown}.\nLeave aside {self.ignore}.\n"
+            f"Question: {self.question}\nYou are shown {self.material}.\nLeave aside {self.ignore}.\n"
             f"{catalogue}Grades:\n{grades}{learned}"
         )
 

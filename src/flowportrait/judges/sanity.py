@@ -4,7 +4,7 @@
     a case passes if the mean over pairs ≥ ``MIN_ORDER``, clean − strongest ≥ ``min_drop`` grades,
     and at most ``MAX_UNJUDGED_SHARE`` of the items could not be judged
 
-A judge that fails a case is not used as a reward, because it would reward something else than its question asks for.
+A judge that fails a case is not used as a reward, because it would reward something other than what it is asked about.
 Untuned multimodal LLMs are near chance on lip sync (52.6 % in FantasyTalking2, 2508.11255). A certificate is a file
 under the fingerprint of the judge.
 

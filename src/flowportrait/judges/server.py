@@ -4,8 +4,8 @@
     GET  /v1/models              POST /score/NAME    GET /scorers    GET /health
 
 Without a key the server listens on the loopback address only; with a key, requests carry it as a bearer token.
-Requests, clips and batches are limited in size (``web_server``, ``media.video.SERVED``, ``rewards.remote``), and
-responses contain no paths of this machine.
+Requests, clips and batches are limited in size (``web_server``, ``media.video.SERVER_CLIP_LIMITS``,
+``rewards.remote``), and responses contain no paths of this machine.
 """
 
 from __future__ import annotations
@@ -192,10 +192,10 @@ def _read_clip(url: str) -> JudgedClip:
 
 def _completion(verdict: Verdict, text: str) -> dict[str, Any]:
     """Return the verdict as a chat completion: on the aspect that the text names, or on all aspects without a name."""
-    asked = [aspect for aspect in CLIP_ASPECTS if f"Aspect: {aspect}" in text]
+    requested = [aspect for aspect in CLIP_ASPECTS if f"Aspect: {aspect}" in text]
     message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
-    if len(asked) == 1:
-        graded = verdict.aspects[asked[0]]
+    if len(requested) == 1:
+        graded = verdict.aspects[requested[0]]
         if graded.score is None:
             message["refusal"] = graded.failure.detail if graded.failure else "no score"
         else:

@@ -1,8 +1,8 @@
 """Read audio files, or the sound of videos, as samples.
 
-``read_audio`` returns what the generator hears, mono at 16 kHz; ``read_sound`` what was recorded, with its own rate
-and channels, for the sound of the finished video. Both count time from the same moment as the picture. The parts of
-this file: the check that an mp3 is complete, mixing channels to mono, and reading.
+``read_audio`` returns the sound as the generator receives it, mono at 16 kHz. ``read_sound`` returns it as it was
+recorded, with its own rate and channels, for the finished video. Both count time from the same moment as the picture.
+The parts of this file: the check that an mp3 is complete, mixing channels to mono, and reading.
 """
 
 from __future__ import annotations
@@ -197,6 +197,8 @@ def mono_mix_weights(layout: str, channels: int) -> np.ndarray:
 
 SAMPLE_RATE = 16_000
 """The rate in Hz of all speech that networks are given."""
+SAMPLES_PER_FRAME = SAMPLE_RATE // 25
+"""Samples of speech while one video frame is on screen, at 25 frames per second."""
 
 _LOWEST_RATE, _HIGHEST_RATE = 1_000, 1_536_000
 """Hz; other rates mean a damaged file, and a rate of 1 would make 16,000 samples of each one."""
@@ -408,7 +410,7 @@ def _missing_flac_part(container: Any, stream: Any, decoded: float) -> str | Non
 
 
 def _interleaved(frame: Any) -> np.ndarray:
-    """Samples ``[N, C]``. Planar frames would not do: PyAV 18 reads beyond the last of eight planes."""
+    """Return samples ``[N, C]``, interleaved because PyAV 18 reads beyond the last of eight planes."""
     return frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
 
 
@@ -437,7 +439,7 @@ class _SampleBuffer:
         """Return all samples ``[N, C]`` in [-1, 1], non-finite ones as zero; the buffer must not be used afterwards.
 
         Args:
-            turn_down: scale everything down where the peak exceeds full scale, instead of clipping it.
+            scale_to_peak: scale everything down where the peak exceeds full scale, instead of clipping it.
         """
         samples = self._buffer
         samples.resize((self._used, samples.shape[1]), refcheck=False)

@@ -202,6 +202,8 @@ _TO_709 = {
     DISPLAY_P3: np.array([[1.2249, -0.2247, 0.0], [-0.0420, 1.0419, 0.0], [-0.0197, -0.0786, 1.0979]]),
 }
 """Matrices of linear light from wider primaries to BT.709's (for BT.2020: ITU-R BT.2087-0, annex 2)."""
+LUMA_601 = np.array([0.299, 0.587, 0.114])
+"""Weights of red, green and blue in the luma of BT.601, for 8-bit pictures with gamma."""
 _LUMA_2020 = np.array([0.2627, 0.6780, 0.0593])
 _LUMA_709 = np.array([0.2126, 0.7152, 0.0722])
 _M1, _M2, _C1, _C2, _C3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128
@@ -307,7 +309,7 @@ MAX_FRAME_PIXELS = 8192 * 4320
 
 _BT_709 = 1
 _HD_LINES = 720
-"""Height from which on a frame without a stated matrix is taken for BT.709, as players do; below it is BT.601."""
+"""Smallest height at which a frame without a stated matrix is read as BT.709, as players do; below, as BT.601."""
 _LEAST_SQUEEZE = 0.01
 """Pixels whose aspect ratio is this near to one count as square: writers round."""
 _MOST_SQUEEZE = 8
@@ -320,14 +322,14 @@ class DisplayConverter:
         """Prepare the conversion.
 
         Args:
-            path: of the file, for messages.
+            path: path of the file, for messages.
             stream: the ``av.VideoStream`` that the frames are decoded from.
-            most_pixels: of a frame.
+            max_pixels: largest number of pixels of a frame.
 
         Raises:
             BadInput: the frames have more than ``max_pixels``.
         """
-        self._path, self._most_pixels = path, max_pixels
+        self._path, self._max_pixels = path, max_pixels
         self._aspect = _pixel_aspect(stream)
         self._size(stream.codec_context)
         self._mapper: tuple[tuple[int, int], ToneMapper] | None = None
@@ -350,9 +352,9 @@ class DisplayConverter:
     def _size(self, coded: Any) -> tuple[int, int]:
         """Return width and height with square pixels of an object with ``width`` and ``height``."""
         width, height = square_pixel_size(coded.width, coded.height, self._aspect)
-        if width * height > self._most_pixels:
+        if width * height > self._max_pixels:
             raise BadInput(
-                f"{self._path} has frames of {width}x{height} px, more than {self._most_pixels / 1e6:.0f} megapixels: "
+                f"{self._path} has frames of {width}x{height} px, more than {self._max_pixels / 1e6:.0f} megapixels: "
                 "scale it down."
             )
         return width, height

@@ -1,10 +1,10 @@
 """Open media files: their streams, when they begin, and whether the whole file is there.
 
-FFmpeg takes a name with a colon for a network address, and some files (playlists, session descriptions) for an order
-to open others. Here a name is a file and nothing else, and a file is read alone.
+FFmpeg treats a name with a colon as a network address, and opens the other files that some files name (playlists,
+session descriptions). Here a name is always a file, and no other file is opened.
 
-FFmpeg also plays a truncated file up to its end and reports nothing: a broken download would become a frozen picture,
-half a recording half a video. So the length that a file declares is compared with the length that it has.
+FFmpeg also plays a truncated file up to its end without an error, so that half of a recording would become half a
+video. Therefore the length that a file declares is compared with the length that it has.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _Redirection:
         self._replaced: Any = None
         self._redirected = False
 
-    def begin(self) -> None:
+    def add_user(self) -> None:
         """Add a user; the first one redirects."""
         with self._lock:
             self._users += 1
@@ -52,7 +52,7 @@ class _Redirection:
                 with suppress(OSError, ValueError):
                     self._redirect()
 
-    def end(self) -> None:
+    def remove_user(self) -> None:
         """Remove a user; the last one restores."""
         with self._lock:
             self._users -= 1
@@ -97,11 +97,11 @@ _redirection = _Redirection()
 @contextmanager
 def silence_native_stderr() -> Iterator[None]:
     """Redirect file descriptor 2 to the null device, and ``sys.stderr`` to where it pointed before."""
-    _redirection.begin()
+    _redirection.add_user()
     try:
         yield
     finally:
-        _redirection.end()
+        _redirection.remove_user()
 
 
 def _is_descriptor_two(stream: Any) -> bool:
@@ -114,7 +114,7 @@ def _is_descriptor_two(stream: Any) -> bool:
 # --- Opening files ----------------------------------------------------------------------
 
 STREAMED_WAV_LENGTH = 0x7FFF_0000
-"""Length in a wav header from which on it is no length: recorders that write to a pipe put two or four gigabytes there.
+"""Values in a wav header from here on are no length: recorders that write to a pipe state two or four gigabytes.
 """
 
 FFMPEG_CONTAINERS = (
@@ -208,8 +208,7 @@ def start_time_of(container: Any) -> float:
     """Return the time in seconds at which an opened file begins.
 
     That is the start of its picture or its sound, whichever is earlier. Both count from here, so that a track that
-    starts
-    late stays where it belongs.
+    starts late stays where it belongs.
     """
     played = [stream for stream in (main_video_stream(container), main_sound_stream(container)) if stream is not None]
     starts = [float(stream.start_time * stream.time_base) for stream in played if stream.start_time is not None]

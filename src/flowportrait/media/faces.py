@@ -38,13 +38,13 @@ FACE_LANDMARKER_SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6
 """Hash of the shipped model file."""
 
 
-def face_landmarker_path(given: str | Path | None = None) -> Path:
-    """Return the path of the model: ``given``, else ``$FLOWPORTRAIT_FACE_LANDMARKER``, else the shipped file.
+def face_landmarker_path(path: str | Path | None = None) -> Path:
+    """Return the path of the model: ``path``, else ``$FLOWPORTRAIT_FACE_LANDMARKER``, else the shipped file.
 
     Raises:
         BadInput: the given file is missing, or the installation lacks the shipped one.
     """
-    if chosen := given or os.environ.get("FLOWPORTRAIT_FACE_LANDMARKER"):
+    if chosen := path or os.environ.get("FLOWPORTRAIT_FACE_LANDMARKER"):
         if not Path(chosen).is_file():
             raise BadInput(f"No face landmarker model at {chosen}: check the path.")
         return Path(chosen)

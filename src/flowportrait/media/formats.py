@@ -22,7 +22,8 @@ class OutputFormat:
         suffix: the ending of its name.
         muxer: FFmpeg's name of the container.
         mime: its media type.
-        video_codec, audio_codec: FFmpeg's encoders; no audio codec means no sound.
+        video_codec: FFmpeg's encoder of the picture.
+        audio_codec: FFmpeg's encoder of the sound; None means no sound.
         copied: codecs (FFmpeg's names) of given sound that are copied into the container unchanged and that browsers
             play from it.
         transparent: whether frames may have an alpha channel.

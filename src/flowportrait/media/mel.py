@@ -12,13 +12,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from flowportrait.media.audio import SAMPLE_RATE
+from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME
 
 N_MELS = 80
 HOP_LENGTH = 160
 WINDOW_LENGTH = 400
-MELS_PER_FRAME = 4
-SAMPLES_PER_FRAME = HOP_LENGTH * MELS_PER_FRAME
+MELS_PER_FRAME = SAMPLES_PER_FRAME // HOP_LENGTH
 
 _FLOOR = 1e-6
 _SPEECH_RMS = 0.05

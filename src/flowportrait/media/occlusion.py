@@ -83,7 +83,7 @@ CELL_PIXELS = 4
 """Side of the cells that the network judges, in pixels."""
 
 COVERED_THRESHOLD = 0.3
-"""Share of mouth and jaw from which on they count as covered, where a single picture is judged."""
+"""Smallest covered share of mouth and jaw at which they count as covered in a single picture."""
 
 _MOUTH = [61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146]
 _JAW = [61, 291, 98, 327, 2, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397]

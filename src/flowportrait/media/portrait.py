@@ -135,15 +135,15 @@ _ENLARGEMENT = 1.5
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo at its own resolution and as it is shown in the video.
+    """A photo at its own resolution and at that of the video.
 
     Attributes:
         pixels: ``[H, W, 3]`` uint8 RGB.
-        shown: the same picture, perhaps scaled down.
+        video_pixels: the same picture as the video shows it, perhaps scaled down.
     """
 
     pixels: np.ndarray
-    shown: np.ndarray
+    video_pixels: np.ndarray
 
     @classmethod
     def for_video(cls, pixels: np.ndarray, side: int = MAX_VIDEO_SIDE) -> Photo:
@@ -187,7 +187,7 @@ class Portrait:
                 on its side.
         """
         photo = image if isinstance(image, Photo) else Photo(image, image)
-        image, shrink = photo.shown, photo.shown.shape[0] / photo.pixels.shape[0]
+        image, shrink = photo.video_pixels, photo.video_pixels.shape[0] / photo.pixels.shape[0]
         landmarks, blendshapes = _choose_face(_find_faces_or_fail(image, name), face, name)
         height, yaw_degrees, roll_degrees = (
             face_extent(landmarks) / shrink,

@@ -68,7 +68,7 @@ class SoundBuffer:
 
 
 def resample_to_speech(pieces: Iterable[Sound]) -> Iterator[np.ndarray]:
-    """Yield what the generator hears of sound in pieces of one rate: samples ``[n]`` float32, mono at 16 kHz."""
+    """Yield the mono sound at 16 kHz of pieces that share one rate: samples ``[n]`` float32, mono at 16 kHz."""
     resampler: Any = None
     for piece in pieces:
         wave = to_mono(piece.samples.T, av.AudioLayout(piece.layout)).clip(-1.0, 1.0)
@@ -270,7 +270,7 @@ def _layout(channels: int, mask: int) -> str:
 
 
 class _Sink:
-    """The target of a stream, for FFmpeg, which would forget what went wrong: errors are kept in ``trouble``.
+    """The target of a stream for FFmpeg, which does not report errors of its target: the first is kept in ``error``.
 
     Each piece is written completely and flushed.
     """

@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 
 from flowportrait.errors import BadInput
-from flowportrait.media.audio import SAMPLE_RATE, has_audio, read_audio
+from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, has_audio, read_audio
 from flowportrait.media.colour import MAX_FRAME_PIXELS, DisplayConverter
 from flowportrait.media.containers import (
     check_declared_length,
@@ -124,8 +124,8 @@ class CutDetector:
 
 # --- Frames -----------------------------------------------------------------------------
 
-FPS = 25
-SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
+FPS = SAMPLE_RATE // SAMPLES_PER_FRAME
+"""Frames per second of all motion, and of all videos inside the package."""
 
 _LONGEST_GAP = 3600.0
 """Seconds for which one picture may be shown; more is a broken clock."""
@@ -149,7 +149,7 @@ def iter_frames(
         fps: frames a second of the result.
         start: how many frames are skipped at the beginning, without decoding them where the file allows.
         longest: seconds; a longer file is refused as soon as it shows.
-        most_pixels: of a frame; larger ones are refused before the decoder allocates them.
+        max_pixels: largest number of pixels of a frame; larger ones are refused before the decoder allocates them.
 
     Raises:
         BadInput: the file is missing, empty, is not a video, is cut off, holds frames that cannot be decoded or are too

@@ -48,7 +48,7 @@ def write_gif(
         path: the file.
         frames: at least one.
         fps: frames per second.
-        tags: metadata, of which a gif can hold the comment alone.
+        tags: metadata; a gif can hold only the comment.
         progress: shows the progress of the two passes that follow the last frame.
 
     Returns:

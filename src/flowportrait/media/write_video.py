@@ -125,11 +125,11 @@ def _encoder_options(codec: str, crf: int) -> dict[str, str]:
     }  # fmt: skip
 
 
-def remux_to_mp4(given: Any, tracks: Sequence[Any], target: Path, tags: Mapping[str, str] | None = None) -> None:
+def remux_to_mp4(source: Any, tracks: Sequence[Any], target: Path, tags: Mapping[str, str] | None = None) -> None:
     """Copy ``tracks`` of an opened container unchanged into an mp4 that plays before it is loaded completely.
 
     Args:
-        given: the opened container.
+        source: the opened container.
         tracks: its streams to copy.
         target: path of the mp4.
         tags: the only metadata that the new file has.
@@ -143,7 +143,7 @@ def remux_to_mp4(given: Any, tracks: Sequence[Any], target: Path, tags: Mapping[
         streams = {track.index: output.add_stream_from_template(track) for track in tracks}
         for stream in streams.values():
             stream.metadata.clear()
-        for packet in given.demux(*tracks):
+        for packet in source.demux(*tracks):
             if packet.dts is not None:
                 packet.stream = streams[packet.stream.index]
                 output.mux(packet)

@@ -5,13 +5,11 @@
     z_i      = flow head integrated from noise, σ: 1 → 0, given h_i
     motion_i = last frame of motion_{i−1} + decode(z_i)                (see ``ChunkSpace``)
 
-``ARFlow.contexts`` computes all h_i in one teacher-forced pass over known latents; ``ARFlowSession`` computes them
-one by
-one while the latents are being drawn. Both agree up to rounding. ``models.sampler`` draws motion for sound.
+``ARFlow.contexts`` computes all h_i in one teacher-forced pass over known latents; ``ARFlowSession`` computes them one
+by one while the latents are being drawn. Both agree up to rounding. ``models.sampler`` draws motion for sound.
 
 The parts in order: files of a checkpoint; ``SpeechCondition``, the encoded inputs; ``ARFlow``; ``ARFlowSession``;
-checkpoints by
-name.
+checkpoints by name.
 """
 
 from __future__ import annotations
@@ -324,7 +322,7 @@ class ARFlow(nn.Module):
         """Embed motion ``[B, N·chunk, 30]`` as one vector per chunk ``[B, N, hidden]``."""
         return self.motion_in(motion.reshape(len(motion), -1, self.config.latent_dim))
 
-    def begin(self, noise: torch.Tensor) -> torch.Tensor:
+    def initial_state(self, noise: torch.Tensor) -> torch.Tensor:
         """Return the latents at σ = 1 for unit noise ``[..., chunk·30]``, scaled by the config's spreads."""
         config, spread = self.config, torch.ones(MOTION_DIM)
         spread[BROWS], spread[HEAD] = config.spread_brows, config.spread_head
@@ -384,7 +382,7 @@ class ARFlow(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path, device: Device | None = None, dtype: torch.dtype | None = None) -> ARFlow:
-        """Load what ``save_pretrained`` wrote, on ``device`` and in ``dtype`` as ``devices.place`` resolves them.
+        """Load what ``save_pretrained`` wrote; for ``device`` and ``dtype`` see ``devices.place_network``.
 
         Raises:
             BadInput: the folder holds no checkpoint or one of another shape, or its backbone cannot be loaded.

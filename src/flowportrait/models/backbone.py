@@ -59,7 +59,7 @@ class GeneratorConfig:
     front_end: Literal["whisper", "mel", "tower"] = "whisper"
     """The audio front end: Whisper's first layer, plain log-mel, or the pretrained model's own audio tower."""
     anchor: bool = True
-    """Give the flow head the lip motion that a regression predicts from the sound (``LipReader``)."""
+    """Give the flow head the lip motion that a regression predicts from the sound (``LipRegression``)."""
     audio_width: int = 128
     head_width: int = 320
     head_depth: int = 4
@@ -279,7 +279,7 @@ class Decoder(nn.Module):
                 nn.init.normal_(part.weight, std=INITIAL_STD)
 
     def new_cache(self) -> KeyValueCache:
-        """An empty cache."""
+        """Return an empty cache."""
         return KeyValueCache(len(self.layers), self.window)
 
     def recompute_activations(self) -> None:

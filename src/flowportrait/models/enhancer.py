@@ -28,8 +28,8 @@ from torch import nn
 
 from flowportrait.devices import Device, cached_per_device, device_of, place_network, read_weights
 from flowportrait.files import shipped_weights, write_weights
-from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.media.mel import HOP_LENGTH, MELS_PER_FRAME, N_MELS, SAMPLES_PER_FRAME, mel_filterbank
+from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME
+from flowportrait.media.mel import HOP_LENGTH, MELS_PER_FRAME, N_MELS, mel_filterbank
 from flowportrait.models.speech_encoder import SILENT_MEL
 
 # --- The isolator ------------------------------------------------------------------------------------------------
@@ -53,7 +53,7 @@ class Isolator(nn.Module):
 
     The network is Hush (Weya AI, 2026; Apache-2.0), a DeepFilterNet3 (Schröter et al. 2023) for 16 kHz. According to
     its authors it was trained on ten thousand hours, most of them with other people talking too. ``import_isolator``
-    reads its graphs. A dictionary from ``begin`` is the state of one stream.
+    reads its graphs. A dictionary from ``initial_state`` is the state of one stream.
     """
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Isolator(nn.Module):
         self.filter_out = nn.Linear(ISOLATOR_WIDTH, FILTERED * 2 * TAPS, bias=False)
         self.filter_path = nn.Sequential(nn.Conv2d(CHANNELS, 2 * TAPS, 1), nn.ReLU())
 
-    def begin(self) -> IsolatorState:
+    def initial_state(self) -> IsolatorState:
         """Return the state of a stream before its first sample."""
         state = {
             name: torch.zeros(layers, 1, ISOLATOR_WIDTH) for name, layers in (("seen", 1), ("gain", 1), ("filter", 3))
@@ -381,7 +381,7 @@ class NoiseRemoval:
             first = int(noisy[0])
             before = len(sound) // SAMPLES_PER_FRAME - len(weights) + first
             sound = sound[max(0, before - WARM_UP_FRAMES) * SAMPLES_PER_FRAME :]
-            self.past, self.isolated = torch.zeros(0), isolator.begin()
+            self.past, self.isolated = torch.zeros(0), isolator.initial_state()
         return F.pad(isolator(sound, self.isolated)[first - len(weights) :].cpu(), (0, 0, first, 0))
 
     def _weight(self, level: float) -> float:

@@ -333,7 +333,7 @@ class RolloutHistory:
         for _ in range(condition.chunks):
             noise = torch.randn(self.batch, model.latent_dim, generator=self.generator).to(condition.start)
             velocity = partial(model.velocity, context=session.context())
-            chunks.append(session.append(solve_ode(velocity, model.begin(noise), sigmas)))
+            chunks.append(session.append(solve_ode(velocity, model.initial_state(noise), sigmas)))
         model.config = replace(model.config, horizon=horizon)
         return torch.stack(chunks, 1)
 
@@ -371,7 +371,7 @@ class FlowMatchingLearner(Learner):
         """Take one step and return its loss; a gradient that is not finite changes nothing.
 
         Raises:
-            BadInput: the gradient was not finite ``GIVE_UP`` times in a row.
+            BadInput: the gradient was not finite ``MAX_SKIPPED_STEPS`` times in a row.
         """
         config, device, parts, total = self.config, self.device, self.config.accumulate, 0.0
         for group in self.optimizer.param_groups:

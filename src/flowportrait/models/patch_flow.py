@@ -48,7 +48,8 @@ class PatchHead(nn.Module):
         y ← y + mix over patches (norm y)        y ← y + mix over numbers (norm y)
 
     Norms are shifted and scaled by the context h and σ (adaptive layer norm as in ``FlowHead``). Face crops are
-    aligned, so that the position of a patch tells what it shows, and mixing needs no attention (MLP-Mixer, 2105.01601).
+    aligned, so that the position of a patch determines what it shows, and mixing needs no attention (MLP-Mixer,
+    2105.01601).
     """
 
     def __init__(self, patch_count: int, depth: int, context_dim: int, width: int, blocks: int) -> None:
@@ -225,7 +226,7 @@ class PatchFlow(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path, device: Device | None = None, dtype: torch.dtype | None = None) -> PatchFlow:
-        """Load what ``save_pretrained`` wrote, on ``device`` and in ``dtype`` as ``devices.place`` resolves them.
+        """Load what ``save_pretrained`` wrote; for ``device`` and ``dtype`` see ``devices.place_network``.
 
         Raises:
             BadInput: the folder holds no such checkpoint.

@@ -57,6 +57,7 @@ from flowportrait.training.distributed import (
     use_deterministic_algorithms,
 )
 from flowportrait.training.held_out import measure_portrait_samples
+from flowportrait.training.json_lines import JsonLinesLog, read_until
 from flowportrait.training.optimize import GuardedStep
 from flowportrait.training.state import remove_states, write_state
 
@@ -118,7 +119,7 @@ def train_lips(
         reader: the regression.
         clips: training clips with features.
         steps: gradient steps.
-        share: τ, see ``LipReader.training_target``.
+        share: τ, see ``LipRegression.training_target``.
         seed: of the windows.
         tick: called with the loss of every step.
     """
@@ -178,7 +179,7 @@ def pretrain(
         The folder of the checkpoint.
 
     Raises:
-        BadInput: the corpus cannot be used (see ``load_motion``), or the tracker is unknown.
+        BadInput: the corpus cannot be used (see ``load_motion_clips``), or the tracker is unknown.
     """
     output.mkdir(parents=True, exist_ok=True)
     accelerator = create_tracking_accelerator(track, output)
@@ -187,6 +188,7 @@ def pretrain(
     torch.manual_seed(config.seed)
     model = initial_model(config)
     states, features_file = output / "state", output / "heard.pt"
+    history = JsonLinesLog(output / "history.jsonl")
     saved = SavedTraining(output) if resume else None
 
     def prepare_features() -> None:
@@ -212,15 +214,14 @@ def pretrain(
         accelerator.init_trackers("flowportrait", {"config": json.dumps(to_dict(config))})
     if accelerator.is_main_process:
         save_config(config, output / "config.json")
-        if learner.iteration == 0:
-            (output / "history.jsonl").write_text("", encoding="utf-8")
+        read_until(history.path, "step", learner.iteration)
     with StopRequest() as stop, Progress(*_COLUMNS, console=Console(stderr=True), disable=hidden) as progress:
         bar = progress.add_task("pretrain", total=config.steps, completed=learner.iteration)
         started, stopping = time.monotonic(), False
         while learner.iteration < config.steps and not stopping:
             learner.learn(draw)
             progress.update(bar, advance=1, description=f"pretrain  loss {learner.running or math.nan:.3f}")
-            stopping = any(all_gather_object(accelerator, stop.asked))
+            stopping = any(all_gather_object(accelerator, stop.requested))
             last = stopping or learner.iteration == config.steps
             if learner.iteration % config.check_every and not last:
                 continue
@@ -237,8 +238,7 @@ def pretrain(
                     figures |= measure_portrait_samples(average.eval(), prompts, samples)
                 record = {"step": learner.iteration, "loss": learner.running, "held_out": None, **figures,
                           "seconds": time.monotonic() - started}  # fmt: skip
-                with (output / "history.jsonl").open("a", encoding="utf-8") as history:
-                    history.write(json.dumps(record) + "\n")
+                history.add(record)
                 if track:
                     values = {key: value for key, value in record.items() if isinstance(value, float)}
                     accelerator.log(values, step=learner.iteration)

@@ -99,7 +99,9 @@ class SamplerStep(nn.Module):
             model.context_features(state[i : i + 1], branch, last[:, None])[:, 0] for i, branch in enumerate(branches)
         ]
         velocity = partial(model.velocity, context=torch.stack(contexts, -2))
-        latents = solve_ode(velocity, model.begin(noise), noise_schedule(model.config.steps, model.config.shift))
+        latents = solve_ode(
+            velocity, model.initial_state(noise), noise_schedule(model.config.steps, model.config.shift)
+        )
         layers = [layer for layer in cache.layers if layer is not None]
         new_keys = torch.stack([layer.keys for layer in layers])
         new_values = torch.stack([layer.values for layer in layers])
@@ -367,10 +369,10 @@ class ChunkSampler:
     def _latents(self, audio: torch.Tensor) -> torch.Tensor:
         velocity = self.model.velocity_field(self.sigmas, self.session.context())
         if self.steering is None:
-            return solve_ode(velocity, self.model.begin(self._noise()), self.sigmas)
+            return solve_ode(velocity, self.model.initial_state(self._noise()), self.sigmas)
         noise = torch.cat([self._noise(), *(self._noise(i) for i in range(1, self.steering.candidates))])
         past = self.guidance_context(self.steering.history_chunks, audio)
-        return self.steering.draw(velocity, self.model.begin(noise), self.sigmas, past)
+        return self.steering.draw(velocity, self.model.initial_state(noise), self.sigmas, past)
 
     def _noise(self, *candidate: int) -> torch.Tensor:
         size, device = self.model.config.latent_dim, self.start.device

@@ -1,7 +1,7 @@
 """Speech features: a frozen encoder from Whisper, its streaming form, and the audio networks of the generator.
 
     log-mel [4T, 80] ─SpeechEncoder (frozen)─► [T, 768] ─AudioEncoder─► [T, d], one vector per video frame
-                                                        └─LipReader──► the lips that the sound alone predicts
+                                                        └─LipRegression► the lips that the sound alone predicts
 
 The parts in order: ``SpeechEncoder``, the first layer of Whisper made streamable; ``FeatureStream`` and its two forms,
 the features of sound that still comes in; ``AudioEncoder`` and ``LipRegression``, which are trained. In all, a frame
@@ -325,9 +325,9 @@ class StreamingWhisperFeatures(_MelBuffer):
         self._convolve(end * MELS_PER_FRAME + CONTEXT_COLUMNS + 1)
         read = self.first_token + len(self.tokens)
         complete = min(end, (read - LOOK_AHEAD_TOKENS) // TOKENS_PER_FRAME)
-        done = self.first_frame + len(self.computed)
-        if complete > done:
-            new = self._attend(done * TOKENS_PER_FRAME, complete * TOKENS_PER_FRAME)
+        frames_done = self.first_frame + len(self.computed)
+        if complete > frames_done:
+            new = self._attend(frames_done * TOKENS_PER_FRAME, complete * TOKENS_PER_FRAME)
             self.computed = torch.cat([self.computed, new.reshape(-1, SPEECH_DIM)])
         self.computed, self.first_frame = self.computed[first - self.first_frame :], first
         needed = max(self.first_token, (complete * TOKENS_PER_FRAME // BLOCK - 1) * BLOCK)

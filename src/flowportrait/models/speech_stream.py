@@ -20,10 +20,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from flowportrait.media.audio import SAMPLES_PER_FRAME
 from flowportrait.media.mel import (
     HOP_LENGTH,
     MELS_PER_FRAME,
-    SAMPLES_PER_FRAME,
     frame_count,
     log_mel,
     loudness_gain,

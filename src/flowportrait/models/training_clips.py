@@ -221,7 +221,7 @@ def _features(model: ARFlow, mel: torch.Tensor) -> torch.Tensor:
 
 
 def with_lip_targets(model: ARFlow, clips: list[MotionClip], share: float) -> list[MotionClip]:
-    """Return the clips with their lip motion replaced by the training target of ``LipReader``; ``share`` is its τ."""
+    """Return the clips with their lip motion replaced by the training target of ``LipRegression`` at τ = ``share``."""
     reader = model.lip_reader
     if reader is None or share == 1.0:
         return clips
@@ -281,13 +281,13 @@ def liveliness(motion: torch.Tensor) -> torch.Tensor:
     return seconds.std(2).mean(-1)
 
 
-def measure_drift(motion: torch.Tensor, stretch: int, usual: float) -> dict[str, torch.Tensor]:
+def measure_drift(motion: torch.Tensor, stretch: int, normal_liveliness: float) -> dict[str, torch.Tensor]:
     """Measure drift over M segments of a long motion sequence.
 
     Args:
         motion: ``[B, T, 30]``.
         stretch: frames per segment.
-        usual: liveliness of usual motion, with which ``still`` is compared.
+        normal_liveliness: liveliness of usual motion, with which ``still`` is compared.
 
     Returns:
         Figures ``[B, M]`` by name.
@@ -297,7 +297,7 @@ def measure_drift(motion: torch.Tensor, stretch: int, usual: float) -> dict[str,
     shift = place - place[:, :1]
     figures = {f"shift of {name}": _root_mean_square(shift[..., group]) for name, group in FACE_GROUPS.items()}
     head = _root_mean_square(parts[..., HEAD])
-    quiet = liveliness(parts.flatten(0, 1)).unflatten(0, parts.shape[:2]) < STILL_SHARE * usual
+    quiet = liveliness(parts.flatten(0, 1)).unflatten(0, parts.shape[:2]) < STILL_SHARE * normal_liveliness
     return figures | {
         "head reach": head.quantile(0.99, 2),
         "head spread": parts[..., HEAD].std(2).mean(-1),

@@ -23,11 +23,11 @@ import torch
 
 from flowportrait.devices import Device, default_device, device_of
 from flowportrait.errors import BadInput
-from flowportrait.media.audio import SAMPLE_RATE, Sound
+from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, Sound
 from flowportrait.media.mel import frame_count, normalize_quiet_recording
 from flowportrait.media.portrait import Photo, Portrait
 from flowportrait.media.stream import SoundBuffer
-from flowportrait.media.video import FPS, SAMPLES_PER_FRAME
+from flowportrait.media.video import FPS
 from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.conditioning import RewardSteering, encode_portraits
 from flowportrait.models.enhancer import Enhancer, load_enhancer
@@ -483,7 +483,8 @@ class AnimatePipeline:
         photo, size = read_photo(image, request.background), request.size or (512 if request.crop else None)
         if self._cached_portrait is not None:
             cached_photo, cached_settings, portrait = self._cached_portrait
-            same = np.array_equal(cached_photo.pixels, photo.pixels) and cached_photo.shown.shape == photo.shown.shape
+            shapes = {one.video_pixels.shape for one in (cached_photo, photo)}
+            same = len(shapes) == 1 and np.array_equal(cached_photo.pixels, photo.pixels)
             if same and cached_settings == (size, request.face):
                 return portrait
         with self.display.waiting("looking for the face"):

@@ -61,7 +61,7 @@ def find_speaker_portraits(
     """
     shared = photos[0] is photos[1]
     if shared:
-        pixels = photos[0].shown if isinstance(photos[0], Photo) else photos[0]
+        pixels = photos[0].video_pixels if isinstance(photos[0], Photo) else photos[0]
         if len(find_faces(pixels)) < len(photos):
             raise BadInput(f"{names[0]} does not show two faces: give a photo of both speakers, or one of each.")
     first, second = (

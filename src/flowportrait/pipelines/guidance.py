@@ -68,7 +68,7 @@ def build_guidance(
     from flowportrait.preferences.latent_reward import HISTORY_CHUNKS, LatentReward
 
     reward, fitting = LatentReward.load(device=device_of(generator), dtype=dtype), LatentReward.fresh(generator)
-    if (reward.config.heard, reward.config.chunk) != (fitting.config.heard, generator.config.chunk):
+    if (reward.config.audio_width, reward.config.chunk) != (fitting.config.audio_width, generator.config.chunk):
         raise BadInput(
             f"Guiding and pruning do not fit {name}: the latent reward was trained with other audio features."
         )

@@ -83,7 +83,7 @@ def render_prompts(checkpoint: str, prompts: Path, folder: Path, seed: int = 0, 
 
 
 def rendering_costs(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the cost of each video (``Stopwatch.cost``) in a folder of ``render_prompts``; else an empty dict."""
+    """Return the cost (``RenderStopwatch.cost``) of each video of ``render_prompts`` in a folder, by name."""
     return {name: entry["cost"] for name, entry in _read_record(folder).items() if "cost" in entry}
 
 

@@ -86,7 +86,7 @@ class AnimateRequest:
     background: str | None = None
     """Colour behind a transparent photo, by CSS name or as #rrggbb; white by default."""
     face: int | None = None
-    """Which of several faces, counted from the left beginning at 1; the largest by default."""
+    """Number of the face, counted from the left, from 1; by default the largest face."""
     blink: float = 1.0
     """Depth of blinks, from 0 (none) to 3."""
     head_motion: float = 1.0

@@ -23,8 +23,8 @@ import av
 import numpy as np
 import torch
 
-from flowportrait.media.audio import SAMPLE_RATE, Sound
-from flowportrait.media.mel import SAMPLES_PER_FRAME, loudness_gain, normalize_loudness
+from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, Sound
+from flowportrait.media.mel import loudness_gain, normalize_loudness
 from flowportrait.media.video import FPS
 from flowportrait.rendering.motion_basis import BLINK, GAZE, HEAD, MotionBasis
 from flowportrait.rendering.motion_filters import gaze_coefficients
@@ -69,7 +69,7 @@ def mix_conversation_sound(
     """
     rate = max(SAMPLE_RATE, *(sound.rate for sound in sounds))
     layout = "mono" if all(sound.layout == "mono" for sound in sounds) else "stereo"
-    weight = _owner_weight(_place_on_tracks(recordings, in_turn))
+    weight = _active_speaker_weight(_place_on_tracks(recordings, in_turn))
     total = round(weight.shape[1] * rate / SAMPLE_RATE)
     mixed = np.zeros((1 if layout == "mono" else 2, total), np.float32)
     starts = _start_samples(recordings, in_turn)
@@ -83,7 +83,7 @@ def mix_conversation_sound(
 
 def remove_crosstalk(levelled: np.ndarray) -> np.ndarray:
     """Mute each of the tracks ``[2, N]`` wherever the other one is more than 9 dB louder."""
-    return (levelled * _owner_weight(levelled)).astype(np.float32)
+    return (levelled * _active_speaker_weight(levelled)).astype(np.float32)
 
 
 def _start_samples(recordings: Sequence[tuple[int, np.ndarray]], in_turn: bool) -> list[int]:
@@ -102,7 +102,7 @@ def _place_on_tracks(recordings: Sequence[tuple[int, np.ndarray]], in_turn: bool
     return result
 
 
-def _owner_weight(levelled: np.ndarray) -> np.ndarray:
+def _active_speaker_weight(levelled: np.ndarray) -> np.ndarray:
     """Return the share, 0 to 1, of the track's own speaker in every sample of tracks ``[2, N]``."""
     frames = -(-levelled.shape[1] // SAMPLES_PER_FRAME)
     padded = np.zeros((NUM_SPEAKERS, frames * SAMPLES_PER_FRAME))
@@ -112,9 +112,11 @@ def _owner_weight(levelled: np.ndarray) -> np.ndarray:
     from scipy.ndimage import maximum_filter1d
 
     nearby_peak = maximum_filter1d(loudness, _COMPARISON_FRAMES, axis=1) + _MIN_LOUDNESS
-    is_owner = (nearby_peak >= _CROSSTALK * nearby_peak[::-1]).repeat(SAMPLES_PER_FRAME, axis=1)
+    is_active = (nearby_peak >= _CROSSTALK * nearby_peak[::-1]).repeat(SAMPLES_PER_FRAME, axis=1)
     # Fade over 40 ms where a track is muted or unmuted, because a hard cut would click.
-    weight = np.stack([np.convolve(row, np.full(SAMPLES_PER_FRAME, 1 / SAMPLES_PER_FRAME), "same") for row in is_owner])
+    weight = np.stack(
+        [np.convolve(row, np.full(SAMPLES_PER_FRAME, 1 / SAMPLES_PER_FRAME), "same") for row in is_active]
+    )
     return weight[:, : levelled.shape[1]]
 
 
@@ -160,23 +162,23 @@ class ListeningBehaviour:
     gaze_degrees: float = 7.0
     seed: int = 0
 
-    def __call__(self, motion: torch.Tensor, own: np.ndarray, other: np.ndarray) -> torch.Tensor:
+    def __call__(self, motion: torch.Tensor, speaking: np.ndarray, other: np.ndarray) -> torch.Tensor:
         """Return motion with nods, blinks and gaze added while the person listens.
 
         Args:
             motion: ``[T, 30]`` of the person.
-            own: speech gate ``[T]`` of the person, above zero while speaking.
+            speaking: speech gate ``[T]`` of the person, above zero while speaking.
             other: speech gate ``[T]`` of the other person.
         """
         rng = np.random.default_rng(self.seed)
-        listening = (other > 0) & (own == 0)
+        listening = (other > 0) & (speaking == 0)
         from scipy.ndimage import uniform_filter1d
 
         share = torch.from_numpy(uniform_filter1d(listening.astype(np.float32), _FADE_FRAMES))[:, None]
         result = motion.clone()
         result[:, HEAD] *= 1 - 0.5 * share
         result[:, GAZE] += share * gaze_coefficients(self.toward * self.gaze_degrees, 0.0)
-        silent = own == 0
+        silent = speaking == 0
         pauses = [frame for frame in find_pauses(other) if silent[frame : frame + NOD_FRAMES].all()]
         nod_starts = [frame for frame in pauses if rng.random() < NOD_SHARE]
         for at in nod_starts:

@@ -2,9 +2,8 @@
 
     prompts ─► pictures, of a folder or a generator ─► OmniReward · AI-Portrait · agreement ─► results.json
 
-The parts in order: generating pictures, judging them (``judge_pictures``), tables for the terminal, the comparison
-of two results
-(``compare_bench_results``), and the generators that ``--policy`` can name.
+The parts in order: generating pictures, judging them (``judge_pictures``), tables for the terminal, the comparison of
+two results (``compare_bench_results``), and the generators that ``--policy`` can name.
 """
 
 from __future__ import annotations
@@ -102,8 +101,8 @@ def judge_pictures(
         verdicts = judge.judge([still])[0].aspects
         scores: dict[str, float | None] = {rubric: verdict.score for rubric, verdict in verdicts.items()}
         scores |= {f"omni_reward/{key}": value for key, value in verdicts["omni_reward"].dimensions.items()}
-        met = prompt_agreement(still.look, prompt.terms)
-        scores |= {f"agreement/{key}": float(value) for key, value in met.items()}
+        agreement = prompt_agreement(still.face, prompt.terms)
+        scores |= {f"agreement/{key}": float(value) for key, value in agreement.items()}
         failures = {rubric: verdict.failure.detail for rubric, verdict in verdicts.items() if verdict.failure}
         rows[name] = {
             "terms": prompt.terms,
@@ -308,7 +307,7 @@ def _by_flow(flow: PortraitFlow) -> PictureGenerator:
         for term in prompt.terms.items():
             for name, deviation in _TERM_DEVIATIONS.get(term, {}).items():
                 deviations[0, ATTRIBUTES.index(name)] = deviation
-        attributes = flow.usual[0] + deviations * flow.usual[1]
+        attributes = flow.attribute_statistics[0] + deviations * flow.attribute_statistics[1]
         number = int.from_bytes(prompt.id.encode()[-6:], "big")
         return pictures_to_frames(flow.draw(attributes, seed=number * 1000 + seed, steps=FLOW_STEPS))[0]
 

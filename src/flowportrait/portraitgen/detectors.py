@@ -11,9 +11,8 @@
     │    ───     │   │
     └────────────┘  ─┘
 
-A small picture does not show every detail, so the limits of ``portraitgen.measured_judge`` are known per size;
-details that
-only a larger picture shows are left to a judge that looks at the whole picture. The parts in order: finding and
+A small picture does not show every detail, so the limits of ``portraitgen.measured_judge`` are known per size; details
+that only a larger picture shows are left to a judge that looks at the whole picture. The parts in order: finding and
 framing a face, its attributes, the artefact detectors and general quality, the catalogue of artefacts, and the
 agreement of a picture with its prompt.
 """
@@ -48,7 +47,7 @@ FRAME_SIDES: dict[FaceScale, int] = {"large": 115, "small": 48}
 MIN_EYE_DISTANCES: dict[FaceScale, float] = {"large": 40.0, "small": 16.0}
 """Least distance in pixels between the eye corners of a face that is framed at a size."""
 _DARKER = 12.0
-"""Difference in L* below the face's median from which on a pixel is not skin."""
+"""Difference in L* below the face's median beyond which a pixel is not skin."""
 _ENLARGED, _BORDER = 192, 32
 _TINY = 128
 """Pictures with a shorter side are enlarged before the search for faces."""
@@ -458,17 +457,17 @@ def prompt_agreement(view: FaceView, terms: dict[str, str]) -> dict[str, bool]:
     across = view.landmarks[EYE_CORNERS[1]] - view.landmarks[EYE_CORNERS[0]]
     roll = abs(float(np.degrees(np.arctan2(across[1], np.hypot(across[0], across[2])))))
     share = float(np.ptp(view.landmarks[:, 1])) / view.picture.shape[0]
-    yaw, apart, smiling = abs(values["yaw"]), values["opening"] > _APART, values["smile"] > _SMILING
+    yaw, parted, smiling = abs(values["yaw"]), values["opening"] > _APART, values["smile"] > _SMILING
     checks = {
         "pose": {"frontal": yaw < 12, "three-quarter": 8 < yaw < 40, "profile": yaw > 35, "tilted": roll > 6},
         "expression": {
-            "neutral": not apart and not smiling, "closed smile": smiling and not apart, "open smile": smiling,
-            "surprised": apart, "serious": not smiling,
+            "neutral": not parted and not smiling, "closed smile": smiling and not parted, "open smile": smiling,
+            "surprised": parted, "serious": not smiling,
         },
         "framing": {"close-up": share > 0.45, "head and shoulders": 0.2 < share < 0.6, "half-length": share < 0.35},
     }  # fmt: skip
-    met = {name: bool(by_value[terms[name]]) for name, by_value in checks.items() if name in terms}
+    agreement = {name: bool(by_value[terms[name]]) for name, by_value in checks.items() if name in terms}
     if terms.get("skin_tone") in _TONES and terms.get("light", "studio") in _WHITE:
         low, high = _TONES[terms["skin_tone"]]
-        met["skin_tone"] = bool(low < values["tone"] < high)
-    return met
+        agreement["skin_tone"] = bool(low < values["tone"] < high)
+    return agreement

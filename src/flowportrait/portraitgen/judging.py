@@ -179,7 +179,7 @@ def build_still_judge(settings: JudgeSettings | None = None) -> StillJudge:
 
 def still_input(still: Still, aspect: Aspect) -> JudgeInput:
     """Return a specialist's input: the whole picture, and close-ups of the largest face, its eyes and its mouth."""
-    landmarks = still.look.landmarks
+    landmarks = still.face.landmarks
     views = [("The whole picture", _shrink(still.picture, _WHOLE))]
     if landmarks is not None:
         points = landmarks[:, :2]
@@ -239,7 +239,7 @@ def _fit_faces(stills: Sequence[Still]) -> list[Still]:
     """Return the stills, reduced where a face is larger than ``MAX_FACE_SIZE``."""
     found = []
     for still in stills:
-        scale = MAX_FACE_SIZE / relative_face_size(_require_face(still).look)
+        scale = MAX_FACE_SIZE / relative_face_size(_require_face(still).face)
         if scale < 1:
             small = cv2.resize(still.picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
             still = _require_face(Still(small, still.prompt, still.name))
@@ -248,14 +248,14 @@ def _fit_faces(stills: Sequence[Still]) -> list[Still]:
 
 
 def _require_face(still: Still) -> Still:
-    if still.look.landmarks is None or still.look.scale is None:
+    if still.face.landmarks is None or still.face.scale is None:
         raise BadInput(f"{still.name} cannot be in the sanity set: give portraits of one clearly visible person.")
     return still
 
 
 def _still_damage(corruption: Corruption) -> KnownDamage[Still]:
     def apply(still: Still, strength: float, _: int) -> Still:
-        damaged = corruption.damage(still.look, strength)
+        damaged = corruption.damage(still.face, strength)
         return Still(damaged, still.prompt, f"{still.name} {corruption.name} {strength:g}")
 
     return KnownDamage(corruption.name, corruption.unit, corruption.strengths, apply)

@@ -138,7 +138,7 @@ def frame_corpus_faces(corpus: Path, footage: Path) -> FramedFaces:
 
 
 def frame_photos(folder: Path) -> FramedFaces:
-    """Return the framed faces of a folder of photos, for exemplars of one's own; every photo counts as one speaker.
+    """Return the framed faces of a folder of photos, for exemplars of your own; every photo counts as one speaker.
 
     Raises:
         BadInput: the folder is missing or empty, or a photo shows no face that is large enough.
@@ -234,7 +234,7 @@ class DetectorLimit(NamedTuple):
     mean: float
     spread: float
 
-    def beyond(self, value: float) -> float:
+    def excess(self, value: float) -> float:
         """Return by how many spreads ``value`` exceeds the limit; negative within the limit."""
         return (value - self.limit) / self.spread
 
@@ -245,7 +245,8 @@ class DetectorLimits:
 
     Args:
         table: limits by the size of the framed face and by detector.
-        face: mean ``[6]`` and standard deviation ``[6]`` of the log ratios of real faces; see ``detectors.ratios``.
+        face: mean ``[6]`` and standard deviation ``[6]`` of the log ratios of real faces; see
+            ``detectors.face_ratios``.
     """
 
     table: Mapping[FaceScale, Mapping[str, DetectorLimit]]
@@ -277,11 +278,11 @@ class DetectorLimits:
             found["proportions"] = float(np.abs((face_ratios(view.landmarks) - self.face[0]) / self.face[1]).max())
         return found
 
-    def beyond(self, view: FaceView) -> dict[str, float | None]:
+    def excess(self, view: FaceView) -> dict[str, float | None]:
         """Return by how many spreads every artefact exceeds its limit; ``missing_face`` and ``second_face`` are ±1."""
         scale = view.scale or "small"
         found = {
-            name: None if value is None or name not in self.table[scale] else self.table[scale][name].beyond(value)
+            name: None if value is None or name not in self.table[scale] else self.table[scale][name].excess(value)
             for name, value in self.measure(view).items()
         }
         found["missing_face"] = 1.0 if view.faces == 0 else -1.0
@@ -291,7 +292,7 @@ class DetectorLimits:
 
 def artefacts(view: FaceView, limits: DetectorLimits | None = None) -> dict[str, bool | None]:
     """Return for every measured artefact whether a picture has it, None where the detector does not apply."""
-    found = (limits or DetectorLimits.load()).beyond(view)
+    found = (limits or DetectorLimits.load()).excess(view)
     return {name: None if value is None else value > 0 for name, value in found.items()}
 
 
@@ -374,7 +375,7 @@ class MeasuredStills:
         """See ``ItemJudge``."""
         graded = STILL_ASPECTS if aspects is None else aspects
         return [
-            Verdict(still.name, "", self.name, self.kind, {a: self.measure(still.look, a) for a in graded})
+            Verdict(still.name, "", self.name, self.kind, {a: self.measure(still.face, a) for a in graded})
             for still in stills
         ]
 
@@ -382,7 +383,7 @@ class MeasuredStills:
         """Return the verdict on one aspect of a picture with a known face."""
         if aspect == "omni_reward":
             return self._quality(view)
-        found = self.limits.beyond(view)
+        found = self.limits.excess(view)
         artefacts = {name: None if value is None else value > 0 for name, value in found.items()}
         if view.faces and view.scale is None:
             small = Failure("no_face", "the face is too small to be measured")
@@ -409,26 +410,26 @@ def _measured_verdict(aspect: Aspect, value: float, grade: float, rationale: str
     )  # fmt: skip
 
 
-def reward_and_grade(beyond: Mapping[str, float]) -> tuple[float, float]:
+def reward_and_grade(excesses: Mapping[str, float]) -> tuple[float, float]:
     """Return the reward (mean ln fitness) and the grade (1 … 5) of values by how many spreads they exceed limits."""
-    excess = np.array(list(beyond.values())).clip(-_MAX_EXCESS, _MAX_EXCESS)
+    excess = np.array(list(excesses.values())).clip(-_MAX_EXCESS, _MAX_EXCESS)
     logs = -np.logaddexp(0, excess)
     return float(logs.mean()), float(1 + 4 * np.exp(logs).mean())
 
 
-def quality_deficits(found: Mapping[str, float | None], usual: Mapping[str, DetectorLimit]) -> dict[str, float]:
+def quality_deficits(found: Mapping[str, float | None], reference: Mapping[str, DetectorLimit]) -> dict[str, float]:
     """Return by how many spreads figures of quality are worse than the mean of real pictures.
 
     Args:
         found: figures of quality; None, where a face is needed and missing, counts as ``MISSING_FACE_EXCESS`` spreads.
-        usual: mean and spread of real pictures, by figure.
+        reference: mean and spread of real pictures, by figure.
 
     Returns:
         The deficits by figure; brightness becomes ``exposure``, which is too far from the mean on either side.
     """
     deficits: dict[str, float] = {}
     for name, value in found.items():
-        deviation = -MISSING_FACE_EXCESS if value is None else (value - usual[name].mean) / usual[name].spread
+        deviation = -MISSING_FACE_EXCESS if value is None else (value - reference[name].mean) / reference[name].spread
         if name == "brightness":
             deficits["exposure"] = abs(deviation) - EXPOSURE_TOLERANCE
         else:

@@ -150,37 +150,46 @@ class _Session:
 class _Block(nn.Module):
     """A residual block: x + MLP(norm(x) · (1 + scale) + shift), with scale and shift from the condition.
 
-    It is the identity before training. The names of its layers are those of the weights on disk.
+    It is the identity before training.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.told = nn.Linear(width, 2 * width)
+        self.modulation = nn.Linear(width, 2 * width)
         first, last = nn.Linear(width, width), nn.Linear(width, width)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.mlp = nn.Sequential(first, nn.SiLU(), last)
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        scale, shift = self.told(condition).chunk(2, -1)
+        scale, shift = self.modulation(condition).chunk(2, -1)
         return x + self.mlp(self.norm(x) * (1 + scale) + shift)
+
+
+def _current_weight_name(name: str) -> str:
+    """Return the name of a weight today, for its name today or in version 0.1."""
+    if name == "usual":
+        return "attribute_statistics"
+    if name.startswith("told."):
+        return "attributes_in." + name.removeprefix("told.")
+    return name.replace(".told.", ".modulation.")
 
 
 class PortraitFlow(nn.Module):
     """A ``Policy`` that generates a portrait with given attributes by flow matching in a ``PictureSpace``.
 
-    The names of its layers and buffers are those of the weights on disk: ``usual`` ``[2, 5]`` is the mean and the
-    standard deviation of the attributes in training, ``told`` embeds attributes, ``level`` embeds the noise level.
+    The buffer ``attribute_statistics`` ``[2, 5]`` is the mean and the standard deviation of the attributes in training.
     """
+
+    attribute_statistics: torch.Tensor
 
     def __init__(self, config: PortraitFlowConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or PortraitFlowConfig()
         self.space = PictureSpace(config.side, config.latents)
-        self.register_buffer("usual", torch.zeros(2, len(ATTRIBUTES)))
-        self.usual: torch.Tensor
-        self.told = nn.Sequential(nn.Linear(len(ATTRIBUTES), config.width), nn.SiLU())
+        self.register_buffer("attribute_statistics", torch.zeros(2, len(ATTRIBUTES)))
+        self.attributes_in = nn.Sequential(nn.Linear(len(ATTRIBUTES), config.width), nn.SiLU())
         self.level = nn.Linear(2 * config.frequencies, config.width)
         self.enter = nn.Linear(config.latents, config.width)
         self.blocks = nn.ModuleList(_Block(config.width) for _ in range(config.blocks))
@@ -193,15 +202,15 @@ class PortraitFlow(nn.Module):
 
     def standardise(self, attributes: torch.Tensor) -> torch.Tensor:
         """Return measured attributes ``[B, 5]`` as standard deviations from the mean of the training portraits."""
-        return (attributes - self.usual[0]) / self.usual[1]
+        return (attributes - self.attribute_statistics[0]) / self.attribute_statistics[1]
 
     def session(self, condition: AttributeCondition) -> _Session:
         """See ``Policy``."""
-        return _Session(self.told(condition.attributes))
+        return _Session(self.attributes_in(condition.attributes))
 
     def contexts(self, condition: AttributeCondition, latents: torch.Tensor) -> torch.Tensor:
         """See ``Policy``; the contexts are ``[B, 1, W]``."""
-        return self.told(condition.attributes)[:, None]
+        return self.attributes_in(condition.attributes)[:, None]
 
     def velocity(self, x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """See ``Policy``."""
@@ -225,7 +234,7 @@ class PortraitFlow(nn.Module):
             seed: seed of the noise.
             steps: number of Euler steps.
         """
-        context = self.told(self.standardise(attributes.to(self.usual.device)))
+        context = self.attributes_in(self.standardise(attributes.to(self.attribute_statistics.device)))
         noise = torch.randn(len(attributes), self.latent_dim, generator=torch.Generator().manual_seed(seed))
         noise = noise.to(context)
         return self.space.decode(solve_ode(lambda x, s: self.velocity(x, s, context), noise, noise_schedule(steps)))
@@ -245,15 +254,16 @@ class PortraitFlow(nn.Module):
 
         Args:
             folder: folder with ``config.json`` and ``model.safetensors``.
-            device: see ``devices.place``.
-            dtype: see ``devices.place``.
+            device: see ``devices.place_network``.
+            dtype: see ``devices.place_network``.
 
         Raises:
             BadInput: the folder does not hold a portrait flow.
         """
         try:
             flow = cls(from_dict(PortraitFlowConfig, json.loads((folder / "config.json").read_text(encoding="utf-8"))))
-            flow.load_state_dict(read_weights(folder / "model.safetensors"))
+            weights = read_weights(folder / "model.safetensors")
+            flow.load_state_dict({_current_weight_name(name): value for name, value in weights.items()})
         except (OSError, ValueError, RuntimeError, BadInput) as error:
             reason = str(error).splitlines()[0]
             raise BadInput(
@@ -285,7 +295,7 @@ class Still:
     generator: str = ""
 
     @cached_property
-    def look(self) -> FaceView:
+    def face(self) -> FaceView:
         """The largest face in the picture; it is searched for only once."""
         return find_face(self.picture)
 
@@ -313,7 +323,7 @@ class StillBatch(RewardBatch):
     framed: Sequence[np.ndarray] = ()
 
     @cached_property
-    def looks(self) -> list[FaceView]:
+    def faces(self) -> list[FaceView]:
         """The face in each picture; it is searched for only once, for all rewards together."""
         pictures = self.frames((0,))[:, 0]
         if not self.framed:
@@ -351,7 +361,7 @@ def find_framed_faces(pictures: torch.Tensor) -> list[FaceView]:
 def find_batch_faces(batch: RewardBatch) -> list[list[FaceView]]:
     """Return the faces in every sample of a batch: one for a still, those of two frames for a clip."""
     if isinstance(batch, StillBatch):
-        return [[view] for view in batch.looks]
+        return [[view] for view in batch.faces]
     frames = batch.frames(frame_pair_indices(batch.motion.shape[1])[1::2])
     looks = find_framed_faces(frames.flatten(0, 1))
     return [looks[start : start + frames.shape[1]] for start in range(0, len(looks), frames.shape[1])]

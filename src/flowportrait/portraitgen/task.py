@@ -73,7 +73,7 @@ class PortraitTask:
 
     def condition(self, policy: PortraitFlow, prompts: PortraitPrompts) -> AttributeCondition:
         """See ``Task``."""
-        return AttributeCondition(policy.standardise(prompts.attributes.to(policy.usual.device)))
+        return AttributeCondition(policy.standardise(prompts.attributes.to(policy.attribute_statistics.device)))
 
     def real(self, policy: PortraitFlow, prompts: PortraitPrompts) -> torch.Tensor | None:
         """See ``Task``; returns the latents ``[G, 1, D]`` of the most similar faces in the pool, None without any."""
@@ -81,11 +81,11 @@ class PortraitTask:
             return None
         away = (prompts.attributes[:, None] - self.attributes[self.pool]) / self.spread
         nearest = away.square().sum(-1).argmin(1)
-        return policy.space.encode(self.pictures[nearest].to(policy.usual.device))[:, None]
+        return policy.space.encode(self.pictures[nearest].to(policy.attribute_statistics.device))[:, None]
 
     def batch(self, policy: PortraitFlow, trajectory: Trajectory, prompts: PortraitPrompts) -> StillBatch:
         """See ``Task``."""
-        latents = trajectory.latents.to(policy.usual.device)
+        latents = trajectory.latents.to(policy.attribute_statistics.device)
         return still_batch(
             policy.space.decode(latents[:, 0]).cpu(), framed=[self.places[row] for row in prompts.rows.tolist()],
             group=trajectory.group, policy=policy, condition=trajectory.condition, latents=latents,

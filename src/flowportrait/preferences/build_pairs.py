@@ -20,6 +20,7 @@ import numpy as np
 
 from flowportrait.corruption import CORRUPTIONS, Footage, corrupt
 from flowportrait.errors import BadInput
+from flowportrait.human_study.make import read_footage
 from flowportrait.media.faces import interpolate_missing_frames
 from flowportrait.media.write_video import write_video
 from flowportrait.preferences.clips import track_clip_faces
@@ -34,7 +35,6 @@ from flowportrait.preferences.dataset import (
     PreferencePair,
     write_pairs,
 )
-from flowportrait.study.make import read_footage
 
 PAIR_MEDIA_FOLDER = "media"
 
@@ -94,7 +94,8 @@ def build_pairs_from_scores(
     """Make pairs of the clips that both tables score.
 
     Args:
-        a, b: scores of two systems on clips with the same names.
+        a: scores of one system.
+        b: scores of another system on clips with the same names.
         band: largest difference in points that counts as a tie.
         judge: name of the judge.
         folders: folders of the clips of each table.

@@ -70,7 +70,7 @@ def track_clip(path: Path) -> VideoTracks:
     """Return face track and sound of a video, from the cache if the same content was tracked before.
 
     Raises:
-        BadInput: the video is unreadable, or larger than ``media.video.LOCAL`` allows.
+        BadInput: the video is unreadable, or larger than ``media.video.LOCAL_CLIP_LIMITS`` allows.
     """
     if path.is_file():
         check_clip_limits(path, LOCAL_CLIP_LIMITS)
@@ -81,7 +81,8 @@ def read_motion_mel(path: Path) -> MotionMelClip:
     """Read motion and log-mel of a video, or of a motion file with its sound beside it.
 
     Raises:
-        BadInput: the clip is unreadable, silent, too short, too large (``media.video.LOCAL``), or shows no face.
+        BadInput: the clip is unreadable, silent, too short, too large (``media.video.LOCAL_CLIP_LIMITS``), or shows no
+            face.
     """
     if path.suffix.lower() in MOTION_FILES:
         motion, mel = read_motion(path), log_mel(normalize_loudness(read_audio(path.with_suffix(".wav"))))
@@ -110,7 +111,7 @@ def read_frames_and_audio(path: Path, frames: int) -> FramesAudioClip:
     """Read a video for a model that watches: ``frames`` evenly spaced frames, and the sound.
 
     Raises:
-        BadInput: the video is unreadable, too large (``media.video.LOCAL``), or without sound.
+        BadInput: the video is unreadable, too large (``media.video.LOCAL_CLIP_LIMITS``), or without sound.
     """
     video, audio = read_clip(path)
     if audio is None:
@@ -135,7 +136,8 @@ class PreferenceBatch:
     """A batch of pairs for training a reward model.
 
     Attributes:
-        first, second: motion ``[B, T, 30]`` of both clips.
+        first: motion ``[B, T, 30]`` of the first clips.
+        second: motion ``[B, T, 30]`` of the second clips.
         mel: log-mel ``[B, 4T, 80]`` of the first clip, and of the second where ``mel_second`` is None.
         labels: ``[B, 3]`` values of ``Label`` per dimension, ``NOT_JUDGED`` where there is no label.
         points: ``[B, 2, 3]`` points from 1 to 5 of both clips, NaN where there are none.
@@ -170,7 +172,8 @@ def pair_loss(
 
     Args:
         objective: the likelihood; see the formulas above.
-        first, second: scores ``[B, D]`` of both clips.
+        first: scores ``[B, D]`` of the first clips.
+        second: scores ``[B, D]`` of the second clips.
         labels: ``[B, D]`` values of ``Label``, NaN where nobody judged.
         points: ``[B, 2, D]`` of both clips, NaN where there are none.
     """

@@ -53,7 +53,7 @@ MAX_PAIRS_BYTES, MAX_LINE_CHARACTERS = 256 * 2**20, 2**20
 class Label(float, Enum):
     """Which of two clips is better, as the preference for the first one from 0 to 1.
 
-    Files hold the name in lower case, tensors the number. ``score_pair`` gives the same as a score of each clip.
+    Files hold the name in lower case, tensors the number.
     """
 
     FIRST = 1.0
@@ -87,11 +87,13 @@ class PreferencePair(Generic[Clip]):
 
     Attributes:
         prompt: name of the prompt from which both clips were made.
-        first, second: the clips: paths relative to the dataset's folder, or the loaded clips.
+        first: the first clip: a path relative to the dataset's folder, or the loaded clip.
+        second: the second clip, of the same form.
         labels: label by aspect; aspects that nobody judged are missing.
         source: origin of the preference: ``study``, ``judge``, ``corruption``, …
         annotator: the annotator within the source; empty text means unknown, here and below.
-        speaker, portrait: speaker and portrait of the clips; pairs that share them belong in one split.
+        speaker: speaker of the clips; pairs with the same speaker belong in one split.
+        portrait: portrait of the clips; pairs with the same portrait belong in one split.
         split: ``train``, or the name of another split.
         points: points from 1 to 5 by clip and aspect, if clips were also rated individually.
         margins: how much better the first clip is by aspect, in the annotator's own unit, if known.

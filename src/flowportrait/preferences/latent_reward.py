@@ -8,10 +8,10 @@ It scores sync, expression and motion of a chunk at any noise level, without dec
 
     P(first is better) = Φ( (mean_1 − mean_2 − τ) / √(v_1 + v_2) )             (Thurstone, with ties: ``pair_loss``)
 
-A chunk's score depends on the chunk at noise level σ, on ``HISTORY_CHUNKS`` chunks before it and on nothing later,
-so it can
-guide a live session; it is differentiable in x. The variance grows with the noise as in DiNa-LRM (arXiv 2602.11146).
-The towers share nothing: expression and motion never see the sound. The model comes first, then its training.
+A chunk's score depends on the chunk at noise level σ, on ``HISTORY_CHUNKS`` chunks before it and on nothing later, so
+it can guide a live session; it is differentiable in x. The variance grows with the noise as in DiNa-LRM (arXiv
+2602.11146). The towers share nothing: expression and motion never see the sound. The model comes first, then its
+training.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class LatentRewardConfig:
 
     chunk: int = 4
     """Frames per chunk."""
-    heard: int = 576
-    """Numbers of a generator's ``Condition.audio`` per chunk."""
+    audio_width: int = 576
+    """Numbers of a generator's ``SpeechCondition.audio`` per chunk; ``heard`` in files of version 0.1."""
     lips: bool = True
     """Whether the last ``chunk · 16`` of them are the lip positions predicted from the sound."""
     width: int = 128
@@ -105,7 +105,7 @@ class LatentReward(nn.Module):
         self.space = ChunkSpace(config.chunk)
         lower, expression = _latent_rows(LOWER_FACE, config.chunk), _latent_rows(EXPRESSION, config.chunk)
         everything = _latent_rows(slice(0, MOTION_DIM), config.chunk)
-        sound = config.heard + config.lips * len(lower)
+        sound = config.audio_width + config.lips * len(lower)
         self.sync = LatentTower(lower, LOWER_FACE, sound, config)
         self.expression = LatentTower(expression, EXPRESSION, 0, config)
         self.motion = LatentTower(everything, slice(0, 0), 0, config)
@@ -136,13 +136,14 @@ class LatentReward(nn.Module):
         Args:
             x: latents ``[B, N, chunk·30]`` at noise level sigma.
             sigma: noise level: scalar, ``[B]`` or ``[B, N]``.
-            audio: the generator's ``Condition.audio`` ``[B, N, ·]``.
+            audio: the generator's ``SpeechCondition.audio`` ``[B, N, ·]``.
             start: the frame ``[B, 30]`` before the first chunk.
             past: the *clean* latents ``[B, N, chunk·30]`` before the chunks: chunk i reads those before i only, and the
                 last one is not read. Without it, x itself is the past, which is right at σ = 0 and if a whole clip is
                 noised at once.
 
-        A live session passes the last ``REACH + 1`` chunks, the clean past and the present one; the last score counts.
+        A live session passes the last ``HISTORY_CHUNKS + 1`` chunks, the clean past and the present one; the last score
+        counts.
         """
         x, audio, start = (part.to(self.centre.device) for part in (x, audio, start))
         past = None if past is None else past.to(x.device)
@@ -224,7 +225,10 @@ class LatentReward(nn.Module):
             BadInput: the folder holds no latent reward, or one with another shape.
         """
         try:
-            model = cls(LatentRewardConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8"))))
+            shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            if "heard" in shape:
+                shape["audio_width"] = shape.pop("heard")
+            model = cls(LatentRewardConfig(**shape))
             model.load_state_dict(read_weights(folder / "model.safetensors"))
         except OSError as error:
             raise BadInput(f"No latent reward in {folder}: it needs config.json and model.safetensors.") from error
@@ -381,7 +385,8 @@ class ScoredPairs(NamedTuple):
     """Scores of a batch of pairs: all first clips, then all second ones.
 
     Attributes:
-        mean, clean: scores ``[2B, 3]`` at noise level σ and at 0.
+        mean: scores ``[2B, 3]`` at noise level σ.
+        clean: scores ``[2B, 3]`` at noise level 0.
         sigma: noise level ``[2B]``.
         labels: ``[B, 3]``.
         past_is_known: whether the past chunks were clean.

@@ -5,8 +5,7 @@
     latent_preference    Σ_d w_d · score_d of the latent reward at σ = 0, without decoding
 
 Scores are standardised on real footage and capped at ``SCORE_CAP``: a larger advantage over real footage is not
-credible,
-and a policy could only gain it by exploiting the reward model.
+credible, and a policy could only gain it by exploiting the reward model.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ class LatentPreference:
 
 @dataclass(frozen=True)
 class VlmPreference:
-    """The reward of a multimodal LLM trained by ``train_vlm``, which gets frames and sound of one clip at a time."""
+    """The reward of a multimodal LLM trained by ``train_vlm_reward``, which reads frames and sound of one clip."""
 
     model: VlmReward
     weights: tuple[float, ...] = EQUAL_WEIGHTS

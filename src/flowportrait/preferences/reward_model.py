@@ -7,9 +7,8 @@ Each score reads only what it may depend on:
     motion      speed and acceleration of everything (no sound) ─► conv ─► mean and spread over time ─► score
 
 Richer sync heads were tried, on the expert's channels and on the cosine's margin, worst moment and best other delay: on
-unseen speakers none was better than the plain cosine. Longer clips are scored in windows of ``WINDOW_FRAMES``
-frames, as in
-training. Scores are standardised on real clips: 0 is ordinary footage, 1 is one standard deviation better.
+unseen speakers none was better than the plain cosine. Longer clips are scored in windows of ``WINDOW_FRAMES`` frames,
+as in training. Scores are standardised on real clips: 0 is ordinary footage, 1 is one standard deviation better.
 
 The model is trained on damaged pairs from a prepared corpus, mixed with pairs of people or judges (``pairs.jsonl``):
 

@@ -125,7 +125,7 @@ class ConditionedClip:
     lips: torch.Tensor
 
     def condition(self, first: int, frames: int, chunk: int, voice: int = 0, style: int = 1) -> torch.Tensor:
-        """Return ``Condition.audio`` ``[N, chunk·(d + 16)]`` of ``frames`` frames from ``first`` on."""
+        """Return ``SpeechCondition.audio`` ``[N, chunk·(d + 16)]`` of ``frames`` frames from ``first`` on."""
         window = slice(first, first + frames)
         parts = self.audio[voice, window], self.lips[voice, style, window]
         return torch.cat([part.reshape(frames // chunk, -1) for part in parts], -1)
@@ -189,8 +189,10 @@ class LatentPairBatch(NamedTuple):
     """A batch of pairs of intact and damaged clips in latent space.
 
     Attributes:
-        first, second: clean latents ``[B, N, chunk·30]`` of both clips.
-        start_first, start_second: frames ``[B, 30]`` before them.
+        first: clean latents ``[B, N, chunk·30]`` of the first clips.
+        second: clean latents ``[B, N, chunk·30]`` of the second clips.
+        start_first: frames ``[B, 30]`` before the first clips.
+        start_second: frames ``[B, 30]`` before the second clips.
         audio: the generator's audio condition ``[B, N, ·]``, the same for both clips.
         mel: log-mel ``[B, 4T, 80]`` of their frames.
         labels: ``[B, 3]`` as in ``PreferenceBatch``; every pair is judged.

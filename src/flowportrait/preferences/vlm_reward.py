@@ -417,7 +417,7 @@ def train_vlm_reward(
                 total += float(loss.detach())
             guarded_step(step + 1)
             report(step + 1, total, (time.monotonic() - start_time) / (step + 1) * (len(steps) - step - 1))
-            if stop.asked:
+            if stop.requested:
                 break
     stop.raise_pending_signal()
     reward.eval()

@@ -84,12 +84,19 @@ class ProvenanceReport:
         return "The container does not name FlowPortrait (re-encoding and messengers drop such tags)."
 
 
-def inspect_provenance(path: Path) -> ProvenanceReport:
-    """Read all three marks of a video file.
+def inspect_provenance(path: str | Path) -> ProvenanceReport:
+    """Read all three marks of a video file: container tags, C2PA signature and watermark.
+
+    Args:
+        path: mp4, mov, webm or gif.
+
+    Returns:
+        What the marks say, each on its own and as sentences.
 
     Raises:
         BadInput: the file is missing, cannot be decoded, or its pictures are larger than 64 megapixels.
     """
+    path = Path(path)
     check_is_file(path, "video")
     tags = read_container_tags(path)
     frames = iter_frames(path)

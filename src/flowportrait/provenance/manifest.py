@@ -67,7 +67,7 @@ def find_credential(certificate: Path | None = None, private_key: Path | None = 
         configured = [os.environ.get(name) for name in CREDENTIAL_VARIABLES]
         certificate, private_key = (Path(path) if path else None for path in configured)
     if certificate is None and private_key is None:
-        return _own_credential(config_folder())
+        return _self_signed_credential(config_folder())
     if certificate is None or private_key is None:
         raise BadInput(
             "A certificate and its private key belong together: give --certificate and --private-key, or set "
@@ -109,7 +109,7 @@ def _algorithm(key: object, path: Path) -> str:
     raise BadInput(f"{path} is of a kind that C2PA does not sign with: use P-256, P-384, P-521, Ed25519 or RSA 2048.")
 
 
-def _own_credential(folder: Path) -> SigningCredential:
+def _self_signed_credential(folder: Path) -> SigningCredential:
     """Return the self-made pair in ``folder``, created at the first call; not stored if that is impossible."""
     certificate, private_key = folder / "self_signed_certificate.pem", folder / "self_signed_private_key.pem"
     if certificate.is_file() and private_key.is_file():
@@ -120,7 +120,7 @@ def _own_credential(folder: Path) -> SigningCredential:
         _write_secret(private_key, credential.private_key)
         _write_secret(certificate, credential.certificates)
     except OSError as error:
-        log(f"Warning: no certificate can be kept in {folder} ({error.strerror}); one is made for this video alone.")
+        log(f"Warning: no certificate can be kept in {folder} ({error.strerror}); one is made for this video only.")
     return credential
 
 
@@ -269,7 +269,9 @@ class Signature:
     Attributes:
         present: the file has a manifest.
         intact: the file was not changed since it was signed.
-        signer, generator, source_type: as the manifest states them.
+        signer: as the manifest states it.
+        generator: as the manifest states it.
+        source_type: as the manifest states it.
         trusted: the signer is on a trust list.
         problems: what the reader reports, in C2PA's codes.
         sidecar: the manifest lies in a file of its own.

@@ -64,7 +64,12 @@ def write_video_with_provenance(
     cannot carry the manifest gets it as a file beside it (``manifest.sidecar_path``).
 
     Args:
-        path, frames, sound, fps, frame_total, progress: see ``write_video``.
+        path: the file; its suffix chooses the format.
+        frames: see ``write_video``.
+        sound: see ``write_video``.
+        fps: frames per second.
+        frame_total: see ``write_video``.
+        progress: see ``write_video``.
         provenance: what the video states and who signs it.
 
     Returns:

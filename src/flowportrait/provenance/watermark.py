@@ -303,13 +303,13 @@ def _threshold(places: int) -> float:
     return float(norm.isf(FALSE_ALARM_RATE / 3 / places))
 
 
-def fold_onto_tile(seen: np.ndarray) -> np.ndarray:
+def fold_onto_tile(image: np.ndarray) -> np.ndarray:
     """Return a picture ``[H, W]`` laid over one tile ``[256, 256]``, its border faded out."""
-    height, width = seen.shape
+    height, width = image.shape
     across, down = (
         np.minimum(1, (0.5 + np.minimum(np.arange(side), np.arange(side)[::-1])) / _FADE) for side in (width, height)
     )
     rows, columns = -(-height // TILE_SIDE), -(-width // TILE_SIDE)
     sheet = np.zeros((rows * TILE_SIDE, columns * TILE_SIDE), np.float32)
-    sheet[:height, :width] = seen * down[:, None] * across[None]
+    sheet[:height, :width] = image * down[:, None] * across[None]
     return sheet.reshape(rows, TILE_SIDE, columns, TILE_SIDE).sum((0, 2))

@@ -8,10 +8,9 @@ second finds, once per portrait, where the person is and how much of each pixel 
     head_weight     how much each pixel moves with the head: one as far as the matte reaches, fading beyond it and
                     down the neck
 
-The third, ``skin_without_openings``, is the photo with eyes and mouth filled by the skin around them. Lips that
-close over a
-photographed smile, and lids that close over an eye, are drawn from it, so that they do not drag teeth or eye white
-along.
+The third, ``skin_without_openings``, is the photo with eyes and mouth filled by the skin around them. Lips that close
+over a photographed smile, and lids that close over an eye, are drawn from it, so that they do not drag teeth or eye
+white along.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Layers drawn in addition to the warped face: eyeballs, the far side of a half profile, and the background.
 
-``EyeLayer`` draws an eyeball between moving lids, ``FarSideLayer`` the side of a turned face that the photo does
-not show, and
-``Backdrop`` the person in front of a background that does not move.
+``EyeLayer`` draws an eyeball between moving lids, ``FarSideLayer`` the side of a turned face that the photo does not
+show, and ``Backdrop`` the person in front of a background that does not move.
 """
 
 from __future__ import annotations
@@ -170,10 +169,11 @@ _DRAWN_ELSEWHERE = sorted(
     {*OUTER_UPPER, *OUTER_LOWER, *(point for upper, lower, _ in EYES for point in (*upper, *lower))}
 )
 _WELL_SEEN = 0.35
-"""Cosine with the line of sight from which on a vertex is well visible."""
+"""Smallest cosine with the line of sight at which a vertex is well visible."""
 
 _LITTLE, _MUCH = 3, 35
-"""Number of hidden vertices up to which nothing is mirrored; number from which on it is in spite of uneven light."""
+"""Nothing is mirrored up to the first number of hidden vertices; from the second on, not even uneven light prevents
+it."""
 
 _ALIKE = 0.12
 """Largest difference (log) at the rim between the ratio of light and its smooth field; beyond it the mirror image would
@@ -357,10 +357,12 @@ def _grain(picture: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     outline = np.zeros((nearest.max() + 1, 2), np.float32)
     outline[nearest[tuple(visible.T)]] = visible[:, ::-1]
     here = np.dstack(np.meshgrid(*[np.arange(size, dtype=np.float32)] * 2))
-    beyond = here + cv2.GaussianBlur(2 * (outline[nearest] - here), (0, 0), _CLEAR * size)
-    mirrored = cv2.remap(picture, beyond, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    mirror_points = here + cv2.GaussianBlur(2 * (outline[nearest] - here), (0, 0), _CLEAR * size)
+    mirrored = cv2.remap(picture, mirror_points, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     # Beyond a narrow bay the mirror image shows the person again.
-    person_again = cv2.remap(hidden, beyond, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=1)
+    person_again = cv2.remap(
+        hidden, mirror_points, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=1
+    )
     shallow = np.clip(2 - depth / (_GRAIN_DEPTH * size), 0, 1)
     share = shallow * (1 - cv2.GaussianBlur(person_again.astype(np.float32), (0, 0), 2))
     fine = cv2.subtract(mirrored, cv2.GaussianBlur(mirrored, (0, 0), _GRAIN * size), dtype=cv2.CV_32F)

@@ -47,10 +47,10 @@ _REACH = 0.22
 """Distance over which residual motion of the outline fades, in face heights."""
 
 _HIDDEN = 0.03
-"""Depth inside the hull from which on a vertex of the face oval is hidden, in face heights."""
+"""Smallest depth inside the hull, in face heights, at which a vertex of the face oval is hidden."""
 
 _TURNED_AWAY = 0.25
-"""Negative cosine with the line of sight from which on a vertex is flattened completely."""
+"""Smallest negative cosine with the line of sight at which a vertex is flattened completely."""
 
 _STILL = 0.01
 """Weight below which a vertex does not move at all."""
@@ -250,7 +250,7 @@ _DEPTH = 0.1
 """Distance and half viewing angle (rad) of OpenCV's camera; scale of depths in front of it."""
 
 _HALF_FROM = 384
-"""Side from which on maps are rasterised at half size."""
+"""Smallest side in pixels of maps that are rasterised at half size."""
 
 _JUMP = 2.0
 """Difference in pixels between a map and its blur that marks an edge where one part hides another."""
@@ -317,10 +317,10 @@ class Rasterizer:
         top, left, bottom, right = max(top - _ROOM, 0), max(left - _ROOM, 0), top + height + _ROOM, left + width + _ROOM
         colour, known = np.ascontiguousarray(colour[top:bottom, left:right]), known[top:bottom, left:right]
         # The map is extrapolated beyond its edge, so that the soft edge is not drawn from mixed coordinates.
-        beyond = cv2.GaussianBlur(cv2.copyTo(colour, known), (0, 0), _SOFT)
+        extended = cv2.GaussianBlur(cv2.copyTo(colour, known), (0, 0), _SOFT)
         weight = np.maximum(cv2.GaussianBlur(known.astype(np.float32), (0, 0), _SOFT), 1e-6)
-        source = cv2.copyTo(colour, known, beyond / weight[..., None])[..., :2] * np.float32(self._size - 1)
-        share = beyond[..., 2]
+        source = cv2.copyTo(colour, known, extended / weight[..., None])[..., :2] * np.float32(self._size - 1)
+        share = extended[..., 2]
         times = self._size // len(self._far)
         if times > 1:
             share, source = (cv2.resize(part, None, fx=times, fy=times) for part in (share, source))

@@ -6,8 +6,7 @@
 A ``.csv`` file has these as columns, a ``.json`` file as ``{"fps": 25, "frames": [{"blendshapes": {…}, "head": {…},
 …}]}``. Positive yaw turns the nose to the viewer's right, pitch lifts it, roll leans the head clockwise as seen by the
 viewer; missing columns are zero. ``write_motion`` and ``read_motion`` use ``motion_to_blendshapes`` and
-``blendshapes_to_motion``, the
-conversion between motion and ARKit weights.
+``blendshapes_to_motion``, the conversion between motion and ARKit weights.
 """
 
 from __future__ import annotations
@@ -112,12 +111,17 @@ _IGNORED = ("frame", "time", "timecode", "blendshapecount")
 _CANONICAL = {name.lower(): name for name in (*ARKIT_SHAPES, *HEAD_COLUMNS, *_DETAIL)}
 
 
-def write_motion(path: Path, motion: torch.Tensor) -> None:
-    """Write motion ``[T, 30]`` atomically, as CSV or JSON by the suffix of ``path``.
+def write_motion(path: str | Path, motion: torch.Tensor) -> None:
+    """Write motion to a file of ARKit blendshapes, as CSV or JSON by its suffix.
+
+    Args:
+        path: the file, .csv or .json; it appears only when it is complete.
+        motion: ``[T, 30]`` at 25 fps.
 
     Raises:
-        BadInput: if the name ends neither in .csv nor in .json, or the file cannot be written.
+        BadInput: the name has another suffix, or the file cannot be written.
     """
+    path = Path(path)
     check_motion_file_name(path)
     weights, detail = motion_to_blendshapes(motion)
     head = _head_to_file(motion[:, HEAD])
@@ -129,12 +133,16 @@ def write_motion(path: Path, motion: torch.Tensor) -> None:
         raise BadInput(f"Cannot write {path} ({error.strerror}): choose another name.") from error
 
 
-def read_motion(path: Path) -> torch.Tensor:
-    """Return the motion ``[T, 30]`` at 25 fps of a file; other rates are resampled.
+def read_motion(path: str | Path) -> torch.Tensor:
+    """Return the motion ``[T, 30]`` at 25 fps of a file.
+
+    Args:
+        path: .csv or .json, as ``write_motion`` writes it; other frame rates are resampled.
 
     Raises:
-        BadInput: if the file is not readable, has an unknown column, a value that is not a number, or no frame.
+        BadInput: the file is not readable, has an unknown column, a value that is not a number, or no frame.
     """
+    path = Path(path)
     check_motion_file_name(path)
     try:
         text = path.read_text(encoding="utf-8-sig")

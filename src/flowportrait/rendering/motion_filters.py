@@ -10,9 +10,8 @@
                   this, lips and lids start anew six times a second, which is visible as trembling. With a = 0.15 the
                   acceleration at borders is what it is inside chunks (``python -m benchmarks chunk-borders``)
 
-``MotionPostprocessor`` does this for streams, ``postprocess_motion`` for whole sequences; both give the same
-result. ``Controls`` are what a
-user may turn up or down.
+``MotionPostprocessor`` does this for streams, ``postprocess_motion`` for whole sequences; both give the same result.
+``Controls`` are what a user may turn up or down.
 """
 
 from __future__ import annotations
@@ -108,7 +107,7 @@ class Biquad(NamedTuple):
     settled: tuple[float, float]
     """State after a long input of ones."""
 
-    def begin(self, first: np.ndarray) -> np.ndarray:
+    def initial_state(self, first: np.ndarray) -> np.ndarray:
         """Return the state ``[2, B, C]`` after a long input of values ``first`` ``[B, C]``."""
         return np.stack([np.float64(z) * first for z in self.settled])
 
@@ -151,7 +150,7 @@ class MotionLowPass:
         before."""
         track = motion.numpy()
         if self._state is None:
-            self._state = [biquad.begin(track[:, 0, part]) for part, biquad in _BANDS]
+            self._state = [biquad.initial_state(track[:, 0, part]) for part, biquad in _BANDS]
         result = track.copy()
         for (part, biquad), state in zip(_BANDS, self._state, strict=True):
             result[..., part] = biquad.run(track[..., part], state)
@@ -162,8 +161,8 @@ class MotionLowPass:
 def _compress(head: np.ndarray) -> np.ndarray:
     """Return values unchanged up to ``_UNCHANGED`` and compressed smoothly below ``_LIMIT`` beyond it."""
     room = _LIMIT - _UNCHANGED
-    beyond = np.maximum(np.abs(head) - _UNCHANGED, 0)
-    return np.sign(head) * (np.minimum(np.abs(head), _UNCHANGED) + room * np.tanh(beyond / room))
+    excess = np.maximum(np.abs(head) - _UNCHANGED, 0)
+    return np.sign(head) * (np.minimum(np.abs(head), _UNCHANGED) + room * np.tanh(excess / room))
 
 
 # --- Borders between chunks ------------------------------------------------------------------------------------------
@@ -171,7 +170,7 @@ def _compress(head: np.ndarray) -> np.ndarray:
 
 def join_chunks(motion: torch.Tensor, chunk: int, share: float) -> torch.Tensor:
     """Return motion ``[B, T, 30]`` with smoothed borders between its chunks of ``chunk`` frames; ``share`` is a."""
-    frames = [t for t in range(1, motion.shape[1] - 1) if _beside_border(t, chunk)]
+    frames = [t for t in range(1, motion.shape[1] - 1) if _is_next_to_border(t, chunk)]
     bend = motion[:, [t - 1 for t in frames]] - 2 * motion[:, frames] + motion[:, [t + 1 for t in frames]]
     result = motion.clone()
     result[:, frames] += share * bend * _border_mask(motion)
@@ -207,7 +206,7 @@ class ChunkJoiner:
         return torch.zeros(0, MOTION_DIM) if self._held is None else self._held[..., -1:, :]
 
 
-def _beside_border(t: int, chunk: int) -> bool:
+def _is_next_to_border(t: int, chunk: int) -> bool:
     return chunk > 1 and ((t % chunk == 0) or (t % chunk == chunk - 1))
 
 

@@ -4,12 +4,10 @@
 
 The picture has three smooth layers with sharp lines between them (◁: covered by), in the coordinates (u, s, j, a, b) of
 ``mouth_geometry``. ``MouthModel``, a small network, gives the colours of the layers relative to the skin;
-``MouthLight`` is
-how bright the teeth of one portrait are; ``MouthPalette`` and ``compose_teeth`` turn both into colours and single
-teeth; ``Mouth``
-draws them. Teeth are attached to the skull (upper) or the jaw (lower), so they never swim. A photo that already shows
-the inside of the mouth keeps its own pixels there, moved with the skull, and the model continues them where the mouth
-opens further.
+``MouthLight`` is how bright the teeth of one portrait are; ``MouthPalette`` and ``compose_teeth`` turn both into
+colours and single teeth; ``Mouth`` draws them. Teeth are attached to the skull (upper) or the jaw (lower), so they
+never swim. A photo that already shows the inside of the mouth keeps its own pixels there, moved with the skull, and the
+model continues them where the mouth opens further.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ import numpy as np
 from safetensors.numpy import load, save_file
 
 from flowportrait.files import atomic_write, shipped_weights
+from flowportrait.media.colour import LUMA_601
 from flowportrait.rendering.face_regions import EYES, INNER_LOWER, INNER_UPPER, opening_outline, outline_mask
 from flowportrait.rendering.mesh import rigid_motion
 from flowportrait.rendering.mouth_geometry import MouthFrame, MouthOpening, skin_colour
@@ -118,12 +117,10 @@ _HUE, _MOST_HUE = 0.3, 1.2
 """Share of the hue of the eye white that is used, as lashes and lids colour it too, and its bound."""
 
 _OPEN = 0.06
-"""Opening in eye distances from which on a frame shows teeth."""
+"""Smallest opening, in eye distances, at which a frame shows teeth."""
 
 _FEW = 3
 """Least number of pixels, or of frames, of a measurement."""
-
-LUMA = np.array([0.299, 0.587, 0.114])
 
 
 class MouthLight(NamedTuple):
@@ -145,9 +142,9 @@ def eye_white_colour(picture: np.ndarray, landmarks: np.ndarray) -> np.ndarray |
         inside = outline_mask(picture.shape[:2], opening_outline(points[upper], points[lower]))
         radius = float(np.linalg.norm(points[iris + 1 : iris + 5] - points[iris], axis=1).mean())
         ys, xs = np.nonzero(inside > 0.8)
-        beside = np.hypot(xs - points[iris, 0], ys - points[iris, 1]) > 1.1 * radius
-        if beside.sum() > _FEW:
-            whites.append(np.percentile(picture[ys[beside], xs[beside]], 75, axis=0))
+        outside_iris = np.hypot(xs - points[iris, 0], ys - points[iris, 1]) > 1.1 * radius
+        if outside_iris.sum() > _FEW:
+            whites.append(np.percentile(picture[ys[outside_iris], xs[outside_iris]], 75, axis=0))
     return np.mean(whites, axis=0) + 1 if whites else None
 
 
@@ -169,9 +166,9 @@ def estimate_light(picture: np.ndarray, landmarks: np.ndarray, skin: np.ndarray)
     if white is None:
         return MouthLight(1.0, np.ones(3))
     brightest = np.percentile(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), 99)
-    light = np.sqrt((white @ LUMA) / _EYE_WHITE * brightest / _BRIGHTEST)
-    hue = np.clip((white / (white @ LUMA)) ** _HUE, 1 / _MOST_HUE, _MOST_HUE)
-    return MouthLight(float(np.clip((light / (skin @ LUMA)) ** _POWER, 1.0, _MOST)), hue / (hue @ LUMA))
+    light = np.sqrt((white @ LUMA_601) / _EYE_WHITE * brightest / _BRIGHTEST)
+    hue = np.clip((white / (white @ LUMA_601)) ** _HUE, 1 / _MOST_HUE, _MOST_HUE)
+    return MouthLight(float(np.clip((light / (skin @ LUMA_601)) ** _POWER, 1.0, _MOST)), hue / (hue @ LUMA_601))
 
 
 def estimate_teeth_factor(frames: Sequence[np.ndarray], landmarks: np.ndarray, skin: np.ndarray) -> float | None:
@@ -183,7 +180,7 @@ def estimate_teeth_factor(frames: Sequence[np.ndarray], landmarks: np.ndarray, s
     found = [luma for luma in lumas if luma is not None]
     if len(found) < _FEW:
         return None
-    return float(np.clip(np.median(found) / (skin @ LUMA) / _TEETH, _LEAST, _MOST))
+    return float(np.clip(np.median(found) / (skin @ LUMA_601) / _TEETH, _LEAST, _MOST))
 
 
 # --- Colours and single teeth ----------------------------------------------------------------------------------------
@@ -227,7 +224,7 @@ _LOWER_SHADE = np.array([0.2, 0.42, 0.5], np.float32)
 _GREY_SATURATION = 0.10
 """Saturation of the skin below which a picture counts as partly, and at zero as fully, black-and-white."""
 
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_LUMA = LUMA_601.astype(np.float32)
 
 
 def colourfulness(skin: np.ndarray) -> float:
@@ -318,7 +315,7 @@ def interpolate_grid(values: np.ndarray, stride: int, width: int, height: int) -
 # --- Drawing ---------------------------------------------------------------------------------------------------------
 
 PHOTO_OPENING = 0.025
-"""Opening in eye distances from which on a photo counts as showing the inside of the mouth."""
+"""Smallest opening, in eye distances, at which a photo shows the inside of the mouth."""
 
 _TOUCHING = 2.0
 """Opening in pixels below which lips fade into touching."""
@@ -342,7 +339,7 @@ class Mouth:
     Args:
         crop: the portrait crop ``[S, S, 3]`` uint8.
         landmarks: its landmarks ``[478, 3]`` px.
-        keep_own: show the crop's own mouth interior where its mouth is open.
+        keep_photo_interior: show the crop's own mouth interior where its mouth is open.
         palette: the colours inside; by default measured in the crop.
     """
 

@@ -7,9 +7,8 @@ base is what the warp and the mouth model drew. The flow corrects the shape of l
 detail; the blurred residual adds the light of an open mouth. Colours are relative to the skin, so a painting or a grey
 photo is retouched in its own palette. An untrained network changes nothing.
 
-``RetouchNet`` is the network, ``OnnxRetouchNet`` the same as ONNX, and ``Retouch`` applies it to one portrait.
-Trained and
-stored are the weights ``model.safetensors``; after training, export them again:
+``RetouchNet`` is the network, ``OnnxRetouchNet`` the same as ONNX, and ``Retouch`` applies it to one portrait. Trained
+and stored are the weights ``model.safetensors``; after training, export them again:
 
     python -m flowportrait.rendering.retouch        model.safetensors ─► model.onnx, both in weights/retouch
 """
@@ -33,6 +32,7 @@ from torch import Tensor, nn
 
 from flowportrait.devices import Device, cached_per_device, device_of, onnx_providers, place_network, read_weights
 from flowportrait.files import shipped_weights
+from flowportrait.media.colour import LUMA_601
 from flowportrait.rendering.face_regions import INNER_LOWER, INNER_UPPER, OUTER_LOWER, OUTER_UPPER
 from flowportrait.rendering.mouth import PHOTO_OPENING, colourfulness
 from flowportrait.rendering.mouth_geometry import (
@@ -259,7 +259,7 @@ needs none."""
 _OWN = 0.8
 """Share of the residual that is suppressed on teeth that the photo shows."""
 
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_LUMA = LUMA_601.astype(np.float32)
 
 
 @cached_per_device
@@ -300,7 +300,7 @@ class Retouch:
         crop: the portrait crop ``[S, S, 3]`` uint8.
         landmarks: its landmarks ``[478, 3]`` px.
         network: the network; by default the shipped one.
-        keep_own: whether the frames show the crop's own mouth interior where that is open.
+        keep_photo_interior: whether the frames show the crop's own mouth interior where that is open.
         skin: skin colour ``[3]``; by default measured in the crop.
     """
 
@@ -322,7 +322,7 @@ class Retouch:
         self._photo_lips = _lips(landmarks, start)
         photo_state = mouth_state(self._frame, landmarks, start)
         self._source_inner = _plane(photo_state.inner)
-        self._own_teeth = keep_photo_interior and photo_state.height > PHOTO_OPENING
+        self._photo_shows_teeth = keep_photo_interior and photo_state.height > PHOTO_OPENING
 
     def draw(self, frame: np.ndarray, target: np.ndarray, source: np.ndarray | None = None) -> None:
         """Retouch a frame in place.
@@ -352,7 +352,7 @@ class Retouch:
         )
         with torch.inference_mode():
             flow, residual = (strength * change[0].permute(1, 2, 0).numpy() for change in self._network(windows))
-        if self._own_teeth:
+        if self._photo_shows_teeth:
             # Teeth that the photo shows keep their own brightness.
             residual = residual * (1 - _OWN * cv2.GaussianBlur(state.inner, (0, 0), 2.0))[..., None]
         self._apply(frame, matrix, flow, self._to_colours(residual))

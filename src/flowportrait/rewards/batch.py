@@ -27,9 +27,10 @@ import numpy as np
 import torch
 
 from flowportrait.errors import BadInput
+from flowportrait.media.audio import SAMPLES_PER_FRAME
 from flowportrait.media.crop import apply_affine, crop_transform
 from flowportrait.media.faces import FaceTracker, TrackedFace, interpolate_missing_frames
-from flowportrait.media.mel import SAMPLES_PER_FRAME, log_mel, normalize_loudness
+from flowportrait.media.mel import log_mel, normalize_loudness
 from flowportrait.media.video import FPS
 from flowportrait.rendering.motion_basis import MOTION_DIM, MotionBasis
 
@@ -83,7 +84,7 @@ class RewardBatch:
         condition: of the policy, or a function that returns it.
         latents: clean latents ``[B, N, D]``.
         domain: which real pictures the samples are compared with; see ``rewards.interface``.
-        unseen: row → why no face could be tracked.
+        tracking_failures: row → why no face could be tracked.
     """
 
     fps: ClassVar[int] = FPS
@@ -101,7 +102,7 @@ class RewardBatch:
     condition: Any = None
     latents: torch.Tensor | None = None
     domain: Literal["drawn", "filmed"] = "drawn"
-    unseen: Mapping[int, Failure] = field(default_factory=lambda: NO_FAILURES)
+    tracking_failures: Mapping[int, Failure] = field(default_factory=lambda: NO_FAILURES)
     _drawn: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)
     _placed: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)
 
@@ -162,7 +163,7 @@ class RewardBatch:
             transcript=transcript,
             group=group,
             domain="filmed",
-            unseen={row: clip.failure for row, clip in enumerate(analyzed) if clip.failure is not None},
+            tracking_failures={row: clip.failure for row, clip in enumerate(analyzed) if clip.failure is not None},
         )
 
     @property
@@ -199,7 +200,9 @@ class RewardBatch:
             values["draw"] = lambda _, indices: self.frames(indices)[rows]
         if self.place is not None:
             values["place"] = lambda _, indices: self.places(indices)[rows]
-        values["unseen"] = {new: self.unseen[old] for new, old in enumerate(row_list) if old in self.unseen}
+        values["tracking_failures"] = {
+            new: self.tracking_failures[old] for new, old in enumerate(row_list) if old in self.tracking_failures
+        }
         return RewardBatch(**values)
 
 
@@ -272,8 +275,12 @@ def _fit_length(wave: np.ndarray, frames: int) -> np.ndarray:
 
 def face_failure(valid: np.ndarray) -> Failure | None:
     """Return why a clip has no score, or None if enough frames show a face (``valid`` ``[T]``)."""
-    lost = 1 - valid.mean()
-    return Failure("no_face", f"no face in {lost:.0%} of {len(valid)} frames") if lost > MAX_FACELESS_SHARE else None
+    faceless_share = 1 - valid.mean()
+    return (
+        Failure("no_face", f"no face in {faceless_share:.0%} of {len(valid)} frames")
+        if faceless_share > MAX_FACELESS_SHARE
+        else None
+    )
 
 
 def _track(clip: np.ndarray) -> TrackedFace:

@@ -288,13 +288,13 @@ def score_batch(reward: Reward, batch: RewardBatch, sleep: Callable[[float], Non
     return _check_score(_give_up(result, reward.name, declared.retries), reward, declared, batch)
 
 
-def check_needs(reward: Reward, own: Traits, batch: RewardBatch) -> None:
+def check_needs(reward: Reward, traits: Traits, batch: RewardBatch) -> None:
     """Check that the batch has everything that the reward needs.
 
     Raises:
         BadInput: it does not.
     """
-    needs = reward.needs | ({"group"} if own.scope == "group" else frozenset())
+    needs = reward.needs | ({"group"} if traits.scope == "group" else frozenset())
     missing = sorted(needs - batch.has)
     if missing:
         cannot = "; it cannot draw" if "frames" in missing else ""
@@ -314,21 +314,21 @@ def _ask(reward: Reward, batch: RewardBatch) -> Score:
         return score_with_failures(torch.full((len(batch),), torch.nan), failures)
 
 
-def _replace_rows(before: Score, again: Score, rows: list[int]) -> Score:
-    """Return the score ``before`` with the rows ``rows`` replaced by those of ``again``."""
+def _replace_rows(before: Score, replacement: Score, rows: list[int]) -> Score:
+    """Return the score ``before`` with the rows ``rows`` replaced by those of ``replacement``."""
     value, valid = before.value.clone(), before.valid.clone()
-    value[rows], valid[rows] = again.value.to(value.dtype), again.valid
+    value[rows], valid[rows] = replacement.value.to(value.dtype), replacement.valid
     failures = {row: failure for row, failure in before.reasons.items() if row not in rows}
-    failures |= {rows[row]: failure for row, failure in again.reasons.items()}
+    failures |= {rows[row]: failure for row, failure in replacement.reasons.items()}
     dense = before.dense
-    if again.dense is not None:
-        dense = torch.zeros(len(value), again.dense.shape[1]) if dense is None else dense.clone()
-        dense[rows] = again.dense
+    if replacement.dense is not None:
+        dense = torch.zeros(len(value), replacement.dense.shape[1]) if dense is None else dense.clone()
+        dense[rows] = replacement.dense
     # Scores by region exist only if all samples have them.
     regions = {
-        name: part.clone().index_copy_(0, torch.tensor(rows), again.regions[name])
+        name: part.clone().index_copy_(0, torch.tensor(rows), replacement.regions[name])
         for name, part in (before.regions or {}).items()
-        if again.regions and name in again.regions
+        if replacement.regions and name in replacement.regions
     }
     return Score(value, valid, dense, regions or None, failures_per_row(failures, len(value)))
 
@@ -355,7 +355,7 @@ def _check_score(result: Score, reward: Reward, declared: Traits, batch: RewardB
         raise ValueError(f"{reward.name}: dense scores {tuple(result.dense.shape)}, not {shape}")
     failures = result.reasons
     if reward.needs & _PICTURE_NEEDS:
-        failures |= batch.unseen
+        failures |= batch.tracking_failures
     low, high = declared.range
     for row, number in enumerate(value.tolist()):
         if not math.isfinite(number):

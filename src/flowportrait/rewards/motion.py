@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Self
 
 import numpy as np
 import torch
@@ -64,9 +65,12 @@ class RealMotionStatistics:
 
     Attributes:
         frames: length of the clips.
-        amplitude_mean, amplitude_std: of ``log_amplitude``.
-        speed_mean, speed_std: of ``log_speed``.
-        flutter_mean, flutter_std: of ``log_flutter``.
+        amplitude_mean: mean of ``log_amplitude``.
+        amplitude_std: standard deviation of ``log_amplitude``.
+        speed_mean: mean of ``log_speed``.
+        speed_std: standard deviation of ``log_speed``.
+        flutter_mean: mean of ``log_flutter``.
+        flutter_std: standard deviation of ``log_flutter``.
     """
 
     frames: int
@@ -152,7 +156,22 @@ def _huber(z: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class ExpressivenessReward:
+class RealMotionReward:
+    """The fields of rewards that compare motion with statistics of real speakers."""
+
+    real: RealMotionStatistics
+    noise: float = 0.0
+    name: str = ""
+    needs: frozenset[str] = frozenset({"motion"})
+
+    @classmethod
+    def load(cls) -> Self:
+        """Return the reward with the shipped statistics of real speakers."""
+        return cls(RealMotionStatistics.load(), measurement_noises().get(cls.name, 0.0))
+
+
+@dataclass(frozen=True)
+class ExpressivenessReward(RealMotionReward):
     """Rewards amplitude and speed of every action group like those of real speakers.
 
         expressiveness = − mean_j  huber( (y_j − μ_j) / d_j )
@@ -162,15 +181,7 @@ class ExpressivenessReward:
     windows of that length, and y is averaged over windows.
     """
 
-    real: RealMotionStatistics
-    noise: float = 0.0
     name: str = "expressiveness"
-    needs: frozenset[str] = frozenset({"motion"})
-
-    @classmethod
-    def load(cls) -> ExpressivenessReward:
-        """Return the reward with the shipped statistics of real speakers."""
-        return cls(RealMotionStatistics.load(), measurement_noises().get("expressiveness", 0.0))
 
     def __call__(self, batch: RewardBatch) -> Score:
         distance = torch.zeros(len(batch.motion))
@@ -183,7 +194,7 @@ class ExpressivenessReward:
 
 
 @dataclass(frozen=True)
-class SmoothnessReward:
+class SmoothnessReward(RealMotionReward):
     """Rewards motion without flutter, with a guard against stillness.
 
         smoothness = − softplus( (ln h − μ_h) / d_h ) − relu( (μ_a − d_a − ln lip amplitude) / d_a )
@@ -192,17 +203,9 @@ class SmoothnessReward:
     real clips lose more than stillness gains. Within the range of real lips the amplitude does not count.
     """
 
-    real: RealMotionStatistics
-    noise: float = 0.0
     name: str = "smoothness"
-    needs: frozenset[str] = frozenset({"motion"})
     groups: tuple[str, ...] = tuple(MOTION_GROUPS)
     """Action groups whose flutter counts."""
-
-    @classmethod
-    def load(cls) -> SmoothnessReward:
-        """Return the reward with the shipped statistics of real speakers."""
-        return cls(RealMotionStatistics.load(), measurement_noises().get("smoothness", 0.0))
 
     @classmethod
     def only(cls, name: str, *groups: str) -> SmoothnessReward:
@@ -264,7 +267,7 @@ _LIDS, _GAZE, _HEAD = (list(MOTION_GROUPS).index(name) for name in ("blink", "ga
 
 
 @dataclass(frozen=True)
-class EyesReward:
+class EyesReward(RealMotionReward):
     """Rewards motion of lids and gaze, and a number of blinks, like those of real speakers.
 
         eyes = − ½ mean_{lids, gaze} huber(z of log amplitude) − ½ [ ln P(mode) − ln P(k) ],   P = Poisson(λ T)
@@ -272,15 +275,7 @@ class EyesReward:
     k is the number of blinks in T seconds, λ the blink rate of real speakers. A stare loses as much as a flutter.
     """
 
-    real: RealMotionStatistics
-    noise: float = 0.0
     name: str = "eyes"
-    needs: frozenset[str] = frozenset({"motion"})
-
-    @classmethod
-    def load(cls) -> EyesReward:
-        """Return the reward with the shipped statistics of real speakers."""
-        return cls(RealMotionStatistics.load(), measurement_noises().get("eyes", 0.0))
 
     def __call__(self, batch: RewardBatch) -> Score:
         real = self.real
@@ -294,7 +289,7 @@ class EyesReward:
 
 
 @dataclass(frozen=True)
-class HeadReward:
+class HeadReward(RealMotionReward):
     """Rewards head motion like that of real speakers, near the neutral pose.
 
         head = − ½ Σ_{amplitude, speed} huber(z) − relu( mean distance from the neutral pose − ``MAX_HEAD_DISTANCE`` )
@@ -302,15 +297,7 @@ class HeadReward:
     A stiff neck loses as much as a swaying head.
     """
 
-    real: RealMotionStatistics
-    noise: float = 0.0
     name: str = "head"
-    needs: frozenset[str] = frozenset({"motion"})
-
-    @classmethod
-    def load(cls) -> HeadReward:
-        """Return the reward with the shipped statistics of real speakers."""
-        return cls(RealMotionStatistics.load(), measurement_noises().get("head", 0.0))
 
     def __call__(self, batch: RewardBatch) -> Score:
         real = self.real

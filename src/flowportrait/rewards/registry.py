@@ -65,8 +65,7 @@ class RewardOptions:
     """Settings of the judge of ``panel``. Without them it is a panel of measurements."""
     preference: Path | None = None
     """Folder written by ``flowportrait preferences train``, for ``preference`` and its dimensions. Without it the
-    weights
-    that ship are used."""
+    weights that ship are used."""
     latent_preference: Path | None = None
     """Folder written by ``flowportrait preferences train-latent``, for ``latent_preference``."""
     elsewhere: dict[str, str] = field(default_factory=dict)
@@ -167,6 +166,10 @@ def check_reward_names(names: Iterable[str]) -> None:
 
 def build_reward(name: str, options: RewardOptions | None = None) -> Reward:
     """Return the reward of a name.
+
+    Args:
+        name: a built-in reward, an entry point of ``flowportrait.rewards``, or ``MODULE:NAME``.
+        options: choices of networks and files; the defaults need no download.
 
     Raises:
         BadInput: there is no reward of that name, or something that it uses cannot be loaded.
@@ -274,7 +277,7 @@ class CompositeReward:
 
     @classmethod
     def of(cls, rewards: Mapping[Any, float] | Iterable[RewardReference], options: RewardOptions | None = None) -> Self:
-        """Return rewards in any form with their weights: ``Composite.of({"sync": 0.6, my_reward: 0.4})``.
+        """Return rewards in any form with their weights: ``CompositeReward.of({"sync": 0.6, my_reward: 0.4})``.
 
         Args:
             rewards: weights by reward (see ``RewardReference``), or rewards with a weight of 1 each. A weight of

@@ -27,10 +27,10 @@ import torch
 from safetensors.torch import load, save
 
 from flowportrait.errors import BadInput
+from flowportrait.media.audio import SAMPLES_PER_FRAME
 from flowportrait.media.faces import N_BLENDSHAPES, N_LANDMARKS
 from flowportrait.media.mel import MELS_PER_FRAME
 from flowportrait.media.portrait import Portrait
-from flowportrait.media.video import SAMPLES_PER_FRAME
 from flowportrait.rewards.batch import Failure, FailureKind, RewardBatch
 from flowportrait.rewards.interface import RewardUnavailable, Score, failures_per_row
 from flowportrait.web_client import api_key_for, check_server_address, make_http_client
@@ -87,7 +87,7 @@ def pack_batch(batch: RewardBatch, needs: frozenset[str], sent: SentFrames) -> b
     tensors |= {need: getattr(batch, field) for need, field in _TENSORS.items() if need in needs}
     head: dict[str, Any] = {
         "frames": sent.frames, "places": sent.places, "domain": batch.domain, "draws": "frames" in batch.has,
-        "lands": "places" in batch.has, "unseen": {row: list(why) for row, why in batch.unseen.items()},
+        "lands": "places" in batch.has, "unseen": {row: list(why) for row, why in batch.tracking_failures.items()},
     }  # fmt: skip
     if sent.frames:
         tensors["frames"] = (batch.frames(sent.frames) * 255).round().clamp(0, 255).byte()
@@ -161,7 +161,7 @@ class _BatchReader:
             self.drawing("places", (N_LANDMARKS, 2), _FLOATS) if head["lands"] else None,
             self.optional("audio", (rows, SAMPLES_PER_FRAME * frames)), portraits, transcript,
             self.optional("reference", (rows, frames, MOTION_SIZE)), self.optional("group", (rows,), _INTEGERS),
-            domain=head["domain"], unseen=_read_failures(head["unseen"], rows),
+            domain=head["domain"], tracking_failures=_read_failures(head["unseen"], rows),
         )  # fmt: skip
 
     def tensor(
@@ -191,7 +191,7 @@ class _BatchReader:
         return values
 
     def drawing(self, what: str, shape: Sequence[int | None], kinds: Sequence[torch.dtype]) -> Any:
-        """Return a ``Draw`` or ``Place`` of the frames or landmarks that were sent."""
+        """Return a ``FrameRenderer`` or ``LandmarkLocator`` of the frames or landmarks that were sent."""
         sent = self.indices(self.head[what], what, self.frames)
         position = {index: column for column, index in enumerate(sent)}
         tensor = self.tensor(what, (self.rows, len(sent), *shape), kinds) if sent else None

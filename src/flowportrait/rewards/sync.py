@@ -1,4 +1,4 @@
-"""This module defines the lip-sync reward and the sync expert that it uses.
+"""The lip-sync reward and the sync expert that it uses.
 
 score[t]  = cos( face(motion[t … t+8]),  voice(mel[4t … 4t+35]) )                      of the expert
 margin[w] = cos(f_w, a_w) − mean_{3 ≤ |k| ≤ 10} cos(f_w, a_{w+k})                      of the reward
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from flowportrait.devices import cached_per_device, device_of
+from flowportrait.errors import BadInput
 from flowportrait.files import shipped_weights
 from flowportrait.rendering.motion_basis import LOWER_FACE, MotionBasis
 from flowportrait.rewards.batch import RewardBatch
@@ -128,6 +129,17 @@ class LipSyncReward:
 
     @torch.no_grad()
     def __call__(self, batch: RewardBatch) -> Score:
+        """Return the mean margin of every clip, with the margin of every frame as dense scores.
+
+        Raises:
+            BadInput: the clips are shorter than a window of the expert.
+        """
+        frames, shortest = batch.motion.shape[1], self.expert.WINDOW
+        if frames < shortest:
+            raise BadInput(
+                f"The reward {self.name!r} needs clips of at least {shortest} frames, not {frames}: raise frames to "
+                f"{-(-shortest // 4) * 4} or more, or set the reward's weight to 0."
+            )
         face, voice = self.expert.embed_face(batch.motion), self.expert.embed_audio(batch.mel)
         margin = sync_margins((face @ voice.mT).cpu())
         dense = windows_to_frames(margin, batch.motion.shape[1])

@@ -135,7 +135,7 @@ class PostTrainConfig:
 
         Args:
             recipe: a built-in recipe, an entry point of ``flowportrait.recipes``, or ``MODULE:NAME``.
-            settings: values by key. Settings of parts have dotted keys, as in ``**{"objective.kl_weight": 0.1}``.
+            **settings: values by key. Settings of parts have dotted keys, as in ``**{"objective.kl_weight": 0.1}``.
 
         Raises:
             BadInput: unknown recipe, unknown key, or a value that does not fit its field.

@@ -236,7 +236,7 @@ def assign_credit(
         valid_values = score.value[score.valid & reference]
         metrics[f"reward/{name}"] = float(valid_values.mean()) if len(valid_values) else float("nan")
         metrics[f"spread/{name}"] = normalized.spread
-        metrics[f"silent/{name}"] = normalized.degenerate_fraction
+        metrics[f"degenerate/{name}"] = normalized.degenerate_fraction
         metrics[f"invalid/{name}"] = float((~score.valid[reference]).float().mean())
     any_valid = (
         torch.stack([score.valid for score in bounded.values()]).any(0) if bounded else torch.zeros_like(reference)
@@ -278,14 +278,14 @@ class BatchCredit:
     Attributes:
         credit: of B samples and C comparison samples, in this order.
         group: ids of the groups ``[B]`` of the samples.
-        own_rows: rows of the samples of this process.
+        local_rows: rows of the samples of this process.
         scores: of the B samples.
         comparison_scores: of the C comparison samples; empty if there are none.
     """
 
     credit: Credit
     group: torch.Tensor
-    own_rows: torch.Tensor
+    local_rows: torch.Tensor
     scores: Mapping[str, Score]
     comparison_scores: Mapping[str, Score]
 
@@ -295,16 +295,16 @@ class BatchCredit:
         return len(self.group)
 
     @property
-    def own(self) -> Credit:
+    def local(self) -> Credit:
         """Return the credit of the samples of this process."""
-        return self.credit.select(self.own_rows)
+        return self.credit.select(self.local_rows)
 
 
 def credit_batch(
     scores: Mapping[str, Score],
     comparison_scores: Mapping[str, Score],
     group: torch.Tensor,
-    own_rows: torch.Tensor,
+    local_rows: torch.Tensor,
     chunks: int,
     weights: Mapping[str, float],
     config: CreditConfig,
@@ -316,7 +316,7 @@ def credit_batch(
         scores: reward → scores of B samples.
         comparison_scores: of further samples in the order of the groups, the same number for each group; or empty.
         group: ids of the groups ``[B]``.
-        own_rows: rows of the samples of this process.
+        local_rows: rows of the samples of this process.
         chunks: N, the number of chunks of a sample.
         weights: reward → weight.
         config: how scores become advantages.
@@ -332,7 +332,7 @@ def credit_batch(
         if reference is not None:
             reference = torch.cat([reference, torch.ones(added, dtype=torch.bool)])
     credit = assign_credit(all_scores, all_groups, chunks, weights, config, reference)
-    return BatchCredit(credit, group, own_rows, scores, comparison_scores)
+    return BatchCredit(credit, group, local_rows, scores, comparison_scores)
 
 
 def _degenerate(part: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:

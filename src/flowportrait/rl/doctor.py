@@ -1,4 +1,4 @@
-"""This module diagnoses post-training runs from their metrics.
+"""The diagnosis of post-training runs from their metrics.
 
 Every rule checks for one known problem of flow post-training. It reports the measured numbers and what to do about
 them. A healthy run has no findings.
@@ -30,6 +30,21 @@ class RunFinding(NamedTuple):
     advice: str
 
 
+EARLIER_METRICS = {
+    "kl/trains": "kl/has_gradient",
+    "stale/weight": "importance_weight",
+    "good": "optimality",
+    "apart": "distance",
+}
+"""Names of metrics in version 0.1, and today's names."""
+
+
+def current_metrics(record: MetricsRecord) -> dict[str, float]:
+    """Return a line of ``metrics.jsonl`` with today's names, whichever version wrote it."""
+    names = {key: key.replace("silent/", "degenerate/") for key in record if key.startswith("silent/")}
+    return {(EARLIER_METRICS | names).get(key, key): value for key, value in record.items()}
+
+
 Rule = Callable[[Sequence[MetricsRecord], Mapping[str, Any]], RunFinding | None]
 
 
@@ -40,6 +55,7 @@ def diagnose_run(records: Sequence[MetricsRecord], recipe: Mapping[str, Any]) ->
         records: the lines of ``metrics.jsonl``.
         recipe: the settings as in ``recipe.json``.
     """
+    records = [current_metrics(record) for record in records]
     trained = [record for record in records if "grad_norm" in record]
     results = (rule(trained, recipe) for rule in RULES) if trained else ()
     findings = [finding for finding in results if finding]
@@ -78,9 +94,9 @@ def replay_mismatch(records: Sequence[MetricsRecord], recipe: Mapping[str, Any])
 
 def kl_without_gradient(records: Sequence[MetricsRecord], recipe: Mapping[str, Any]) -> RunFinding | None:
     """Report a KL term that has a weight but no gradient."""
-    if not recipe.get("objective", {}).get("kl_weight") or not any("kl/trains" in record for record in records):
+    if not recipe.get("objective", {}).get("kl_weight") or not any("kl/has_gradient" in record for record in records):
         return None
-    if any(record.get("kl/trains") for record in records[-RECENT_ITERATIONS:]):
+    if any(record.get("kl/has_gradient") for record in records[-RECENT_ITERATIONS:]):
         return None
     return RunFinding(
         "KL without gradient",

@@ -172,7 +172,7 @@ class RankGroups:
         first = accelerator.process_index * size
         return cls(torch.arange(first, first + size))
 
-    def own_rows(self, group: torch.Tensor) -> torch.Tensor:
+    def local_rows(self, group: torch.Tensor) -> torch.Tensor:
         """Return the rows of this process among the samples of all processes, from the ids of their groups ``[B]``."""
         return torch.isin(group, self.groups).nonzero()[:, 0]
 

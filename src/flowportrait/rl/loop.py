@@ -1,4 +1,4 @@
-"""This module runs the iterations of a post-training run: train, evaluate, log, save, and stop.
+"""The loop of a post-training run: train, evaluate, log, save, and stop.
 
     step ─► evaluate on held-out prompts ─► record ─► examine ─► save
 
@@ -6,15 +6,12 @@ The loop ends at the last iteration, when a signal or a callback asks it to stop
 while rewards rise, or when nothing can be learned or saved any more. All processes run it together, since evaluating
 and saving need the weights of all; only the main process writes and prints.
 
-The parts, in order: logs (``metrics.jsonl`` and ``events.jsonl``), ``Callback``, held-out evaluation,
-``TrainingLoop``, and the
-table in the terminal.
+The parts, in order: the log of events, ``Callback``, held-out evaluation, ``TrainingLoop``, and the table in the
+terminal.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +25,6 @@ from rich.text import Text
 
 from flowportrait.config import to_dict
 from flowportrait.errors import BadInput
-from flowportrait.files import write_text
 from flowportrait.rl.doctor import (
     SLOW_FACTOR,
     SLOW_ITERATIONS,
@@ -41,42 +37,14 @@ from flowportrait.rl.trainer import Trainer
 from flowportrait.terminal import StopRequest, log
 from flowportrait.training.distributed import all_gather_object, full_weights, run_on_main
 from flowportrait.training.held_out import measure_samples
+from flowportrait.training.json_lines import JsonLinesLog, read_until
 from flowportrait.training.state import latest_state, write_checkpoint, write_state
 
-# --- Logs ---
+# --- The log of events ---
 #
 # ``metrics.jsonl`` has the metrics of every iteration, ``events.jsonl`` what was unusual about the run:
 #
 #     {"time": "2026-11-21T10:00:00Z", "iteration": 12, "event": "not saved", "detail": "No space left on device"}
-
-
-class JsonLinesLog:
-    """A file of JSON lines that is only appended to.
-
-    A line is written completely or not at all. Lines that cannot be written, as on a full disk, are kept in memory and
-    written first the next time.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.waiting: list[bytes] = []
-        if path.exists():
-            written = path.read_bytes()
-            os.truncate(path, written.rfind(b"\n") + 1)  # a line that a crash cut off
-
-    def add(self, record: Mapping[str, Any]) -> bool:
-        """Append one record and return whether all records are written now."""
-        self.waiting.append(json.dumps(record).encode() + b"\n")
-        before = self.path.stat().st_size if self.path.exists() else 0
-        try:
-            with self.path.open("ab") as file:
-                file.write(b"".join(self.waiting))
-        except OSError:
-            if self.path.exists():
-                os.truncate(self.path, before)
-            return False
-        self.waiting.clear()
-        return True
 
 
 class EventLog:
@@ -136,7 +104,7 @@ class EventLog:
         )
         if self.consecutive_failures["slow"] == SLOW_ITERATIONS:
             process, times = int(record["slowest/process"]), record["slowest/times"]
-            self.add("slow process", iteration, f"process {process} takes {times:.1f} times as long as the middle one")
+            self.add("slow process", iteration, f"process {process} takes {times:.1f} times as long as the median")
 
 
 # --- Callbacks ---
@@ -300,7 +268,9 @@ class TrainingLoop:
         self.evaluation = evaluation
         self.callbacks = list(callbacks) if self.main else []
         self.metrics = JsonLinesLog(output / "metrics.jsonl")
-        self.records = run_on_main(self.accelerator, lambda: _records_until(self.metrics.path, trainer.iteration))
+        self.records = run_on_main(
+            self.accelerator, lambda: read_until(self.metrics.path, "iteration", trainer.iteration)
+        )
         self.events = EventLog(output / "events.jsonl", self.recipe.give_up, self.main)
         self.state = output / "state"
         self.unsaved: OSError | None = None
@@ -363,7 +333,7 @@ class TrainingLoop:
 
     def stop_requested(self, stop: StopRequest) -> bool:
         """Return whether a signal or a callback asked any process to stop. Then all stop at the same iteration."""
-        return any(all_gather_object(self.accelerator, stop.asked or bool(self.callback_reason())))
+        return any(all_gather_object(self.accelerator, stop.requested or bool(self.callback_reason())))
 
     def record(self, record: dict[str, float]) -> None:
         """Keep a record in memory, write it to ``metrics.jsonl``, and send it to the tracker and the callbacks."""
@@ -387,8 +357,8 @@ class TrainingLoop:
         best, self.unsaved = self.output / "checkpoint", None
         try:
             write_state(self.trainer, self.state)
-            wanted = self.evaluation is None or (evaluated and is_best_checkpoint(self.records)) or not best.is_dir()
-            if any(all_gather_object(self.accelerator, wanted)):
+            is_best = self.evaluation is None or (evaluated and is_best_checkpoint(self.records)) or not best.is_dir()
+            if any(all_gather_object(self.accelerator, is_best)):
                 write_checkpoint(self.trainer, best)
             if self.evaluation:
                 write_checkpoint(self.trainer, self.output / "latest")
@@ -403,8 +373,12 @@ class TrainingLoop:
         """Return why the run ended early, what was saved, and what to do."""
         iteration, saved = self.trainer.iteration, latest_state(self.state)
         why = failure or f"it could not be saved ({self.unsaved and (self.unsaved.strerror or self.unsaved)})"
-        kept = f"the state of iteration {int(saved.name)} is complete in {saved}" if saved else "no state was saved"
-        return f"The run ended at iteration {iteration}: {why}; {kept}: see events.jsonl, then go on with --resume."
+        saved_state = (
+            f"the state of iteration {int(saved.name)} is complete in {saved}" if saved else "no state was saved"
+        )
+        return (
+            f"The run ended at iteration {iteration}: {why}; {saved_state}: see events.jsonl, then go on with --resume."
+        )
 
     def seconds_left(self) -> float:
         """Return an estimate of the remaining time, from the last ten iterations."""
@@ -415,24 +389,6 @@ class TrainingLoop:
 def _evaluation_of(record: Mapping[str, float]) -> dict[str, float]:
     """Return the metrics of a held-out evaluation in a record."""
     return {key: value for key, value in record.items() if key.startswith("evaluation/")}
-
-
-def _records_until(metrics: Path, iteration: int) -> list[dict[str, float]]:
-    """Return the records logged up to ``iteration``.
-
-    Later lines, which the resumed run writes again, and a line that a crash cut off are removed from the file.
-    """
-    records: list[dict[str, float]] = []
-    if metrics.is_file():
-        for line in metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                break
-            if record["iteration"] <= iteration:
-                records.append(record)
-        write_text(metrics, "".join(json.dumps(record) + "\n" for record in records))
-    return records
 
 
 # --- The table in the terminal ---

@@ -57,7 +57,7 @@ def describe_run(
             generator (also text).
         seed: seed of the recipe.
         files: clips to learn from.
-        more: further entries, in which a resumed run may differ.
+        **more: further entries, in which a resumed run may differ.
     """
     paths = {path for prompt in prompts for path in (prompt.image, prompt.audio) if path is not None}
     names = relative_names(paths | set(files))

@@ -304,7 +304,7 @@ class Teacher(Stage):
         if not credit.comparison_scores:
             return advantage, {}
         better, metrics = mask_teacher_better(credit)
-        better = better[credit.own_rows]
+        better = better[credit.local_rows]
         return replace(advantage, value=advantage.value.masked_fill(~better[:, :, None, None], -torch.inf)), metrics
 
 

@@ -65,11 +65,11 @@ class OfflineDataConfig(Stage):
 
     def collect_batch(self, rollouts: IterationRollouts, collect: Callable[[], ScoredRollouts]) -> ScoredRollouts:
         """Return the clips of this process's groups with their scores, or rollouts if the task has no clips."""
-        if not hasattr(rollouts.task, "show"):
+        if not hasattr(rollouts.task, "build_rollouts"):
             return collect()
         with rollouts.rollout_mode():
             prompts = rollouts.prompts.select(rollouts.groups)
-            batch: ScoredRollouts = rollouts.task.show(rollouts.policy, prompts, rollouts.groups)
+            batch: ScoredRollouts = rollouts.task.build_rollouts(rollouts.policy, prompts, rollouts.groups)
             return batch
 
     @property
@@ -247,8 +247,8 @@ def read_preference_groups(
     else:
         groups = [PreferenceGroup.from_pair(pair.with_clips(clips)) for pair in dataset.filter_by_clips(clips)]
     if not groups:
-        wanted = "points of a clip" if config.clips == "rated" else "a pair of readable clips"
-        raise BadInput(f"Nothing to learn from: no line of {dataset.files[0]} gives {wanted}.")
+        needed = "points of a clip" if config.clips == "rated" else "a pair of readable clips"
+        raise BadInput(f"Nothing to learn from: no line of {dataset.files[0]} gives {needed}.")
     return groups, [*dataset.files, *(dataset.folder / name for name in clips)]
 
 
@@ -288,7 +288,7 @@ class OfflineTask:
         mel, start = batch.mel.flatten(0, 1), batch.motion[:, :, 0].flatten(0, 1)
         return policy.condition(mel.to(device), start=start.to(device))
 
-    def show(self, policy: ARFlow, batch: OfflineBatch, groups: torch.Tensor) -> ScoredRollouts:
+    def build_rollouts(self, policy: ARFlow, batch: OfflineBatch, groups: torch.Tensor) -> ScoredRollouts:
         """Return the clips of these groups with their scores."""
         started = time.monotonic()
         motion = batch.motion.flatten(0, 1).to(next(policy.parameters()).device)

@@ -359,5 +359,5 @@ def initial_state(policy: Any, noise: torch.Tensor) -> torch.Tensor:
 
     It is the noise itself, unless the policy has a method ``initial_state``. Likelihood ratios do not depend on it.
     """
-    policy_begin = getattr(policy, "begin", None)
-    return policy_begin(noise) if policy_begin else noise
+    own_state = getattr(policy, "initial_state", None)
+    return own_state(noise) if own_state else noise

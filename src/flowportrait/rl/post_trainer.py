@@ -65,7 +65,7 @@ class PostTrainer:
     ::
 
         trainer = PostTrainer("sft", rewards=["sync", my_reward], config=PostTrainConfig.from_recipe("nft", groups=4),
-                              train_prompts="mine/", eval_prompts="kept/", output_dir="runs/nft")
+                              train_prompts="mine/", eval_prompts="held_out/", output_dir="runs/nft")
         trainer.train(resume=True)
         trainer.save_pretrained("out/")
 

@@ -51,8 +51,8 @@ class RoleView:
     Attributes:
         weights: the role of which the weights are used.
         settings: a context manager in which the policy has the settings of this role.
-        strides: number of Euler steps, down to ``Points.until``, over which velocities are averaged. With 0 the
-            velocity itself is used.
+        strides: number of Euler steps, down to ``EvaluationPoints.until``, over which velocities are averaged. With 0
+            the velocity itself is used.
     """
 
     weights: str

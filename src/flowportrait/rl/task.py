@@ -22,7 +22,8 @@ from rich.progress import track
 from flowportrait.config import at_least
 from flowportrait.errors import BadInput
 from flowportrait.flow.noise import mix_seed
-from flowportrait.media.mel import MELS_PER_FRAME, N_MELS, SAMPLES_PER_FRAME, frame_count, log_mel, normalize_loudness
+from flowportrait.media.audio import SAMPLES_PER_FRAME
+from flowportrait.media.mel import MELS_PER_FRAME, N_MELS, frame_count, log_mel, normalize_loudness
 from flowportrait.media.portrait import Portrait
 from flowportrait.models.arflow import ARFlow, SpeechCondition
 from flowportrait.models.enhancer import denoise_mel, load_enhancer
@@ -181,7 +182,7 @@ class TalkingTask:
         Args:
             items: recordings with portraits.
             frames: length of a window.
-            draw_for: renders the portraits; None if no reward needs frames.
+            renderer_for: function that returns the renderer of the portraits; None if no reward needs frames.
             chunk: frames per chunk of the policy.
             portrait_tokens: features ``[portraits, P, hidden]`` of the portraits, for a policy with vision.
         """

@@ -123,17 +123,17 @@ class Trainer(PolicyLearner):
         comparison_scores = (
             batch.comparison_scores and gather_scores(self.accelerator, batch.comparison_scores, trajectory.group)[0]
         )
-        chunks, own_rows = trajectory.latents.shape[1], self.share.own_rows(group)
+        chunks, local_rows = trajectory.latents.shape[1], self.share.local_rows(group)
         credit = credit_batch(
-            all_scores, comparison_scores, group, own_rows, chunks, self.rewards.weights, recipe.credit,
+            all_scores, comparison_scores, group, local_rows, chunks, self.rewards.weights, recipe.credit,
             self.baseline_rows(trajectory),
         )  # fmt: skip
-        own, plan = credit.own, recipe.plan(recipe.seed, self.iteration, recipe.groups, chunks)
+        local_credit, plan = credit.local, recipe.plan(recipe.seed, self.iteration, recipe.groups, chunks)
         advantage = allocate_advantage(
-            own, trajectory, recipe.allocation, self.task.regions, plan.forks, recipe.credit.limit,
+            local_credit, trajectory, recipe.allocation, self.task.regions, plan.forks, recipe.credit.limit,
             equal_regions=recipe.version == FIRST_VERSION,
         )  # fmt: skip
-        metrics = {**own.metrics, **signal_metrics(own.parts)}
+        metrics = {**local_credit.metrics, **signal_metrics(local_credit.parts)}
         metrics["invalid_samples"] = float((~advantage.is_judged).float().mean())
         for stage in recipe.active_stages:
             advantage, stage_metrics = stage.adjust_advantage(advantage, trajectory, credit)

@@ -1,4 +1,4 @@
-"""A short recording of speech for the demo and for benchmarks that are given no prompts."""
+"""A short recording of speech, for the demo and for benchmarks without prompts."""
 
 from __future__ import annotations
 

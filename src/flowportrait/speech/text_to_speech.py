@@ -156,7 +156,7 @@ def _speak_by_script(sentence: str, voice: Voice) -> list[tuple[np.ndarray, int]
     They have the loudness of speech and no silence around them.
     """
     spoken = [
-        (voice if voice.reads(language) else _espeak(language)).say(words)
+        (voice if voice.supports(language) else _espeak(language)).synthesize(words)
         for language, words in split_by_script(sentence)
     ]
     return [(_trim_silence(normalize_loudness(sound.samples[0], sound.rate // 100)), sound.rate) for sound in spoken]

@@ -17,6 +17,7 @@ import io
 import os
 import threading
 import unicodedata
+from collections.abc import Callable
 from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ from flowportrait.errors import BadInput
 from flowportrait.media.audio import SAMPLE_RATE, Sound
 from flowportrait.media.stream import iter_sound_stream
 from flowportrait.plugins import is_reference, load_plugin, load_reference, plugin_names
+from flowportrait.terminal import log
 from flowportrait.web_client import OPENAI_ADDRESS_VARIABLE, OPENAI_KEY_VARIABLE, api_key_for, check_server_address
 
 # --- Scripts ----------------------------------------------------------------------------
@@ -94,10 +96,10 @@ class Voice(Protocol):
     def name(self) -> str:
         """The name by which ``load_voice`` finds the voice."""
 
-    def reads(self, language: str) -> bool:
+    def supports(self, language: str) -> bool:
         """Return whether text in this language's script (``en``, ``ru``, ``cmn``, …) comes out as speech."""
 
-    def say(self, sentence: str) -> Sound:
+    def synthesize(self, sentence: str) -> Sound:
         """Return the sound of a sentence, one channel at the voice's own rate.
 
         It has no samples where there is nothing to say.
@@ -142,12 +144,12 @@ class EspeakVoice:
         """The name by which ``load_voice`` finds the voice."""
         return f"{ESPEAK}:{self.language}"
 
-    def reads(self, language: str) -> bool:
+    def supports(self, language: str) -> bool:
         """Return whether the voice reads a script; Latin script has many languages, of which it reads one."""
         spoken = self.language.split("+")[0].split("-")[0]
         return language == spoken or (language == LATIN_LANGUAGE and spoken not in SCRIPT_LANGUAGES.values())
 
-    def say(self, sentence: str) -> Sound:
+    def synthesize(self, sentence: str) -> Sound:
         """Return the sound of a sentence; see ``Voice``."""
         pieces: list[np.ndarray] = []
 
@@ -212,11 +214,11 @@ class HeartVoice:
             ) from error
         self._speech: Any = Hibari(threads=1)
 
-    def reads(self, language: str) -> bool:
+    def supports(self, language: str) -> bool:
         """Return whether the language is English."""
         return language == LATIN_LANGUAGE
 
-    def say(self, sentence: str) -> Sound:
+    def synthesize(self, sentence: str) -> Sound:
         """Return the sound of a sentence; see ``Voice``."""
         return Sound(np.asarray(self._speech(sentence, seed=0), np.float32).reshape(1, -1), _HEART_RATE, "mono")
 
@@ -255,11 +257,11 @@ class SpeechServerVoice:
         """The name by which ``load_voice`` finds the voice."""
         return f"{SPEECH_SERVER}:{self.voice}@{self.model}"
 
-    def reads(self, language: str) -> bool:
+    def supports(self, language: str) -> bool:
         """Return True: nothing is known about the server, so every language is sent to it."""
         return True
 
-    def say(self, sentence: str) -> Sound:
+    def synthesize(self, sentence: str) -> Sound:
         """Return the sound of a sentence; see ``Voice``."""
         import openai
 
@@ -328,8 +330,21 @@ def load_voice(name: str = DEFAULT_VOICE) -> Voice:
 
 
 def _build_voice(part: Any, rest: str) -> Voice:
-    if not isinstance(part, type) and hasattr(part, "say"):
-        voice: Voice = part
-    else:
-        voice = part(rest) if rest else part()
+    """Return the voice of another package: the object itself, or what the class or function returns."""
+    if isinstance(part, type) or not (hasattr(part, "synthesize") or hasattr(part, "say")):
+        part = part(rest) if rest else part()
+    voice: Voice = part if hasattr(part, "synthesize") else _VoiceOfVersion1(part)
     return voice
+
+
+class _VoiceOfVersion1:
+    """A voice of another package with the methods of version 0.1: ``say`` and ``reads``."""
+
+    def __init__(self, voice: Any) -> None:
+        log(
+            f"Warning: the voice {voice.name} has methods of version 0.1: rename 'say' to 'synthesize' and 'reads' to "
+            "'supports'."
+        )
+        self.name: str = voice.name
+        self.synthesize: Callable[[str], Sound] = voice.say
+        self.supports: Callable[[str], bool] = voice.reads

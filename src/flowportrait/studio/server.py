@@ -115,7 +115,7 @@ class Studio:
         Raises:
             BadInput: the folder holds no study.
         """
-        from flowportrait.study.server import study_app
+        from flowportrait.human_study.server import study_app
 
         folder = folder.resolve()
         if folder not in self._studies:

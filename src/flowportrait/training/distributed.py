@@ -2,13 +2,13 @@
 
 Communication between processes:
 
-    roll_call   every process passes a value      ─► every process gets all values
-    on_main     the main process does something   ─► every process gets its result or its error
-    one_voice   any process fails                 ─► the main process alone reports it
+    all_gather_object       every process passes a value      ─► every process gets all values
+    run_on_main             the main process does something   ─► every process gets its result or its error
+    report_errors_on_main   any process fails                 ─► the main process alone reports it
 
-A network over its life in a training:
+The states of a network in a training:
 
-    distribute ─► train: exchanging ─► roll out: gathered ─► save: whole
+    distribute ─► train: gradient_sync ─► roll out: full_weights ─► save: full_copy
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def create_accelerator(**more: Any) -> Accelerator:
     Mixed precision is left to the recipe (``autocast``), whatever the launcher says.
 
     Args:
-        more: further arguments of ``Accelerator``.
+        **more: further arguments of ``Accelerator``.
     """
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(), mixed_precision="no",

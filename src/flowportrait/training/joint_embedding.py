@@ -1,4 +1,4 @@
-"""An embedding of lips and of sound into one space, which both sync experts are."""
+"""The base class of both sync experts: an embedding of lips and of sound into one space."""
 
 from __future__ import annotations
 

@@ -101,11 +101,15 @@ def minimize(
             step_loss = loss(step)
             optimiser.zero_grad()
             step_loss.backward()
-            done = step + 1
-            guarded_step(done)
+            steps_done = step + 1
+            guarded_step(steps_done)
             schedule.step()
-            if done % REPORT_EVERY == 0:
-                report(done, float(step_loss.detach()), (time.monotonic() - started) / done * (steps - done))
-            if stop.asked:
+            if steps_done % REPORT_EVERY == 0:
+                report(
+                    steps_done,
+                    float(step_loss.detach()),
+                    (time.monotonic() - started) / steps_done * (steps - steps_done),
+                )
+            if stop.requested:
                 break
     stop.raise_pending_signal()

@@ -2,7 +2,7 @@
 
     state/000010.partial/  ── written, flushed ──►  state/000010/  ──►  older ones removed
         weights/       all roles' weights and the optimiser's moments by name, in shards where they are sharded
-        processes/     what each process alone has: rollouts that wait to be trained on, random numbers
+        processes/     what differs between processes: rollouts that wait to be trained on, random numbers
         progress.json  iteration, number of processes, and what the learner adds (``Learner.progress``)
 
 Resuming finds the last complete state, whenever a process was stopped. All tensors are safetensors, so that reading a

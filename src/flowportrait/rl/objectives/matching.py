@@ -23,8 +23,8 @@ class NFT:
     """DiffusionNFT (2509.16117), which contrasts good and bad samples in the forward process.
 
         v⁺ = β·v + (1−β)·v_old        v⁻ = (1+β)·v_old − β·v        r = clip(½ + A / 2·span, 0, 1)
-        L  = (r·‖x̂₀(v⁺) − x₀‖² / w⁺ + (1−r)·‖x̂₀(v⁻) − x₀‖² / w⁻) / β + kl_weight·‖v − v_ref‖²,   w = sg mean |x̂₀ −
-        x₀|
+        L  = (r·‖x̂₀(v⁺) − x₀‖² / w⁺ + (1−r)·‖x̂₀(v⁻) − x₀‖² / w⁻) / β + kl_weight·‖v − v_ref‖²
+        w = sg mean |x̂₀ − x₀|
 
     It needs only final samples, made by any solver. With r = 1 and β = 1 it is supervised matching of the policy's
     samples.
@@ -63,14 +63,14 @@ class NFT:
         contrast = advantage.average(good * sides[0] + (1 - good) * sides[1]) / self.beta
         metrics = {
             "loss/policy": float(contrast.detach()),
-            "good": float(good.mean()),
+            "optimality": float(good.mean()),
             "delta_v": float((inputs.live - old).detach().square().mean().sqrt()),
         }
         total = contrast
         if self.kl_weight > 0:
             kl = advantage.average_elements((inputs.live - inputs.others["ref"]).square())
             total = total + self.kl_weight * kl
-            metrics |= {"kl": float(kl.detach()), "kl/trains": float(kl.requires_grad)}
+            metrics |= {"kl": float(kl.detach()), "kl/has_gradient": float(kl.requires_grad)}
         return Loss(total, metrics)
 
 
@@ -133,6 +133,6 @@ class Distil:
         weight = (inputs.advantage.value / self.temperature).exp().clamp_max(self.max_weight)
         error = inputs.advantage.reduce((inputs.live - inputs.others["teacher"]).square(), "mean")
         total = inputs.advantage.average(weight * error)
-        apart = float(error.detach().mean())
-        metrics = {"loss/policy": float(total.detach()), "weight": float(weight.mean()), "apart": apart}
+        distance = float(error.detach().mean())
+        metrics = {"loss/policy": float(total.detach()), "weight": float(weight.mean()), "distance": distance}
         return Loss(total, metrics)

@@ -92,14 +92,14 @@ class ClippedRatio:
         metrics = self._report(trajectory, ratio, outside, signed, delta)
         metrics["loss/policy"] = float(policy.detach())
         if trajectory.v_behaviour is not None:
-            metrics["stale/weight"] = float(importance.mean())
+            metrics["importance_weight"] = float(importance.mean())
         total = policy
         if self.kl_weight > 0:
             difference = inputs.live - inputs.others["ref"]
             divergence = getattr(torch, self.reduce)(self._kl(trajectory, difference), -1)
             kl = masked_mean((divergence * advantage.is_judged[:, None, None])[..., None], mask)
             total = total + self.kl_weight * kl
-            metrics |= {"kl": float(kl.detach()), "kl/trains": float(kl.requires_grad)}
+            metrics |= {"kl": float(kl.detach()), "kl/has_gradient": float(kl.requires_grad)}
         return Loss(total, metrics)
 
     def _step_weights(self, trajectory: Trajectory) -> torch.Tensor:
@@ -233,7 +233,7 @@ class AWM:
         if self.kl_weight > 0:
             kl = advantage.average_elements((inputs.live - inputs.others["ref"]).square())
             total = total + self.kl_weight * kl
-            metrics |= {"kl": float(kl.detach()), "kl/trains": float(kl.requires_grad)}
+            metrics |= {"kl": float(kl.detach()), "kl/has_gradient": float(kl.requires_grad)}
         return Loss(total, metrics)
 
     def _level_weights(self, sigma: torch.Tensor) -> torch.Tensor:
@@ -289,7 +289,7 @@ class KVPO:
             "ratio/mean": float(ratio.detach().mean()),
             "ratio/std": float(ratio.detach().std(correction=0)),
             "kl": float(kl.detach()),
-            "kl/trains": float(kl.requires_grad),
+            "kl/has_gradient": float(kl.requires_grad),
         }
         return Loss(policy + self.kl_weight * kl, metrics)
 

@@ -1,4 +1,4 @@
-"""This module contains the recipes with real clips in their groups."""
+"""The recipes that add real clips to groups of samples."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from flowportrait.rl.objectives.ratio import AWM
 from flowportrait.rl.plan import OdePlan
 from flowportrait.rl.recipes.card import Card
 
+PORTRAITGEN = "PortraitGen, 2606.26930"
+PAPER_METHOD = "Real examples, inverted, are part of each group of samples; dual reward, no reconstruction loss."
+
 EXEMPLAR_RATIO_CARD = Card(
     recipe=PostTrainConfig(
         "exemplar-ratio",
         exemplars=Exemplars(),
         frames=28,
     ),
-    source="PortraitGen, 2606.26930",
+    source=PORTRAITGEN,
     equation="as flow-grpo, with the transitions of a real clip beside the samples'",
-    paper=("Real examples, inverted, stand among the samples of a group; dual reward, no reconstruction loss."),
+    paper=PAPER_METHOD,
     verified="The abstract, and what one reader notes of the paper.",
     reading=(
         "The inverted path is no sample of the policy and its ratio is biased: one real clip per group, its advantage "
@@ -38,9 +41,9 @@ EXEMPLAR_AWM_CARD = Card(
         frames=28,
         learning_rate=1e-4,
     ),
-    source="PortraitGen, 2606.26930",
+    source=PORTRAITGEN,
     equation="as awm, with the real clip as one more sample: noised directly, it needs no path and no ratio",
-    paper=("Real examples, inverted, stand among the samples of a group; dual reward, no reconstruction loss."),
+    paper=PAPER_METHOD,
     verified="The abstract, and what one reader notes of the paper.",
     reading=("No inversion where none is needed: the forward process noises the real clip as it noises samples."),
     why={
@@ -61,9 +64,9 @@ EXEMPLAR_DPO_CARD = Card(
         groups=12,
         learning_rate=2e-5,
     ),
-    source="PortraitGen, 2606.26930",
+    source=PORTRAITGEN,
     equation="as flow-dpo, the real clip the winner and the group's worst sample the loser",
-    paper=("Real examples, inverted, stand among the samples of a group; dual reward, no reconstruction loss."),
+    paper=PAPER_METHOD,
     verified="The abstracts.",
     reading=("After RealDPO (2510.14955): what is real is preferred to what is generated, whatever the rewards say."),
     why={

@@ -239,7 +239,7 @@ class AnswerStore:
             with base:
                 yield base
 
-    def begin(self, most: int | None = None) -> str:
+    def add_participant(self, most: int | None = None) -> str:
         """Register a new participant and return the link token.
 
         Args:

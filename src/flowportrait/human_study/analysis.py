@@ -21,9 +21,9 @@ from scipy.stats import binomtest
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.statistics import holm_correction
 from flowportrait.files import write_text
+from flowportrait.human_study.plan import ANSWERS_FILE, MEDIA_FOLDER, QUESTIONS, Answers, AnswerStore, Study
 from flowportrait.preferences.dataset import LABELS, PAIRS_FILE, Aspect, Label, PreferencePair, write_pairs
 from flowportrait.preferences.inspection import krippendorff_alpha
-from flowportrait.study.plan import ANSWERS_FILE, MEDIA_FOLDER, QUESTIONS, Answers, AnswerStore, Study
 
 # --- Preferences
 
@@ -91,9 +91,9 @@ def analyse_study(folder: Path, output: Path) -> dict[str, Any]:
             f"{folder} has no answers yet: run 'flowportrait preferences study serve {folder}' and take part."
         )
     answers = AnswerStore(folder, study).all_answers()
-    by_participant = {number: given for number, given in answers.items() if number is not None}
-    reasons = {number: exclusion_reason(study, given) for number, given in by_participant.items()}
-    counted_answers = {number: given for number, given in by_participant.items() if not reasons[number]}
+    by_participant = {number: replies for number, replies in answers.items() if number is not None}
+    reasons = {number: exclusion_reason(study, replies) for number, replies in by_participant.items()}
+    counted_answers = {number: replies for number, replies in by_participant.items() if not reasons[number]}
     if not counted_answers:
         reasons_text = "; ".join(f"{n} {why}" for why, n in Counter(reasons.values()).items()) or "nobody answered"
         raise BadInput(f"{folder} has no answers that count ({reasons_text}): ask more people.")
@@ -135,8 +135,8 @@ def exclusion_reason(study: Study, answers: Answers) -> str:
     """
     labels: dict[str, list[Label]] = {"broken": [], "identical": []}
     for check in study.checks:
-        if CHECKED_ASPECT in (given := answers.get(check.key, {})):
-            labels[check.kind].append(given[CHECKED_ASPECT])
+        if CHECKED_ASPECT in (replies := answers.get(check.key, {})):
+            labels[check.kind].append(replies[CHECKED_ASPECT])
     if any(label is not Label.FIRST for label in labels["broken"]):
         return "did not prefer the intact video to a ruined one"
     if 2 * sum(label is not Label.TIE for label in labels["identical"]) > max(1, len(labels["identical"])):
@@ -209,7 +209,7 @@ PRIOR_ANSWERS = 0.5
 """Answers of each kind that are added to every compared pair of systems."""
 NORMAL_95 = 1.959964
 MIN_CLUSTERS = 8
-"""Number of participants from which on intervals account for the dependence of one person's answers (sandwich
+"""Fewest participants for which intervals account for the dependence of one person's answers (sandwich
 estimate)."""
 
 
@@ -358,7 +358,7 @@ def render_analysis(analysis: dict[str, Any]) -> str:
     if notes:
         body += ["<h2>Left out</h2><ul>", *(f"<li>{note}</li>" for note in notes), "</ul>"]
     title = escape(analysis["study"])
-    style = (files("flowportrait") / "study" / "page" / "analysis.css").read_text(encoding="utf-8")
+    style = (files("flowportrait") / "human_study" / "page" / "analysis.css").read_text(encoding="utf-8")
     return (
         '<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
         f"<title>{title}</title><style>{style}</style><h1>{title}</h1>{''.join(body)}</html>"

@@ -21,8 +21,16 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
+from flowportrait.human_study.plan import (
+    MAX_PARTICIPANTS,
+    MEDIA_FOLDER,
+    QUESTIONS,
+    AnswerStore,
+    Study,
+    StudyFull,
+    Trial,
+)
 from flowportrait.preferences.dataset import Aspect, Label
-from flowportrait.study.plan import MAX_PARTICIPANTS, MEDIA_FOLDER, QUESTIONS, AnswerStore, Study, StudyFull, Trial
 from flowportrait.web_server import LOOPBACK, RequestGuard
 
 PAGE_FILES = {"index.html": "text/html", "study.css": "text/css", "study.js": "text/javascript"}
@@ -62,7 +70,7 @@ def study_app(folder: Path, hosts: Sequence[str] = LOOPBACK, participants: int =
         RequestGuard, hosts=hosts, largest_body=MAX_ANSWER_BYTES, content_types={"/api/": ("application/json",)},
         headers=STUDY_HEADERS,
     )  # fmt: skip
-    page = Path(str(files("flowportrait") / "study" / "page"))
+    page = Path(str(files("flowportrait") / "human_study" / "page"))
 
     def trials(token: str) -> list[Trial]:
         number = store.number(token)
@@ -102,9 +110,9 @@ def study_app(folder: Path, hosts: Sequence[str] = LOOPBACK, participants: int =
         return {"title": study.title, "screens": screens}
 
     @app.post("/api/participants")
-    def begin() -> dict[str, str]:
+    def add_participant() -> dict[str, str]:
         try:
-            return {"token": store.begin(participants)}
+            return {"token": store.add_participant(participants)}
         except StudyFull:
             raise HTTPException(403, "This study has all the participants that it can take.") from None
 

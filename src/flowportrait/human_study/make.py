@@ -27,11 +27,11 @@ import numpy as np
 from flowportrait.corruption import Footage, corrupt
 from flowportrait.data.prompts import VIDEO_SUFFIXES
 from flowportrait.errors import BadInput
-from flowportrait.media.audio import has_audio, read_audio
+from flowportrait.human_study.plan import ANSWERS_FILE, MEDIA_FOLDER, PLAN_FILE, Study, StudyComparison
+from flowportrait.media.audio import SAMPLES_PER_FRAME, has_audio, read_audio
 from flowportrait.media.containers import main_sound_stream, main_video_stream, open_media
-from flowportrait.media.video import LOCAL_CLIP_LIMITS, SAMPLES_PER_FRAME, iter_bounded_frames, read_clip
+from flowportrait.media.video import LOCAL_CLIP_LIMITS, iter_bounded_frames, read_clip
 from flowportrait.media.write_video import remux_to_mp4, write_video
-from flowportrait.study.plan import ANSWERS_FILE, MEDIA_FOLDER, PLAN_FILE, Study, StudyComparison
 
 CLIP_FACTS = ("prompt", "speaker", "portrait", "split")
 """Facts about a clip that can be given."""
@@ -220,7 +220,7 @@ def read_footage(path: Path) -> Footage:
     """Return the frames of a video and, if it has sound, its audio, cut or padded to the length of the frames.
 
     Raises:
-        BadInput: the file cannot be read, or exceeds ``media.video.LOCAL``.
+        BadInput: the file cannot be read, or exceeds ``media.video.LOCAL_CLIP_LIMITS``.
     """
     frames, sound = read_clip(path)
     if sound is None:

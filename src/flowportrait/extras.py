@@ -18,6 +18,7 @@ from flowportrait.errors import BadInput
 EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("accelerate", "peft", "transformers"),
     "judge": ("openai", "httpx2"),
+    "hub": ("huggingface_hub",),
     "serve": ("fastapi", "starlette", "pydantic", "uvicorn"),
     "report": ("matplotlib",),
     "evaluate": ("dlib", "face_recognition_models", "skimage", "torchmetrics"),

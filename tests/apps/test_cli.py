@@ -20,7 +20,7 @@ from skimage.data import astronaut
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
 from flowportrait.media.video import iter_frames
-from flowportrait.models.arflow import checkpoint_folder
+from flowportrait.models.checkpoints import checkpoint_folder
 from flowportrait.pipelines.prompt_videos import distinct_system_names, render_prompts
 
 

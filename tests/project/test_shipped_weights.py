@@ -14,7 +14,7 @@ from flowportrait import __version__, files
 from flowportrait.cli import main
 from flowportrait.errors import BadInput
 from flowportrait.files import current_path, shipped_weights
-from flowportrait.models.arflow import checkpoint_folder
+from flowportrait.models.checkpoints import checkpoint_folder
 from flowportrait.rl.post_trainer import resolve_recipe
 from tests import ROOT
 

@@ -70,7 +70,7 @@ class AnimateOptions:
     format: OptionalEnding = None
     """With several inputs: what to write into the folder: mp4 (default), mov, webm or gif."""
     checkpoint: str = "rl"
-    """Generator: rl, sft, or a folder."""
+    """Generator: rl, sft, a folder, or org/name on the Hugging Face Hub."""
     seed: int = 0
     """Random seed: another seed gives different motion for the same speech."""
     intensity: float = 1.0

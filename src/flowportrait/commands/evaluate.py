@@ -186,7 +186,7 @@ def named_systems(entries: Sequence[str], prompts: Path | None) -> dict[str, Pat
         BadInput: not NAME=WHERE, a name that cannot be a folder or appears twice, nothing there, or a checkpoint
             without prompts.
     """
-    from flowportrait.models.arflow import checkpoint_folder
+    from flowportrait.models.checkpoints import checkpoint_folder
 
     found: dict[str, Path | str] = {}
     for entry in entries:

@@ -16,13 +16,14 @@ class ExportOptions:
     output: Path
     """ONNX file to write; a JSON file with the sizes is written beside it."""
     checkpoint: str = "rl"
-    """Generator: rl, sft, or a folder."""
+    """Generator: rl, sft, a folder, or org/name on the Hugging Face Hub."""
 
 
 def run(options: ExportOptions) -> dict[str, Any]:
     """Export the streaming step of a checkpoint as an ONNX graph."""
     check_output_file(options.output, "onnx")
-    from flowportrait.models.arflow import checkpoint_folder, load_generator
+    from flowportrait.models.arflow import load_generator
+    from flowportrait.models.checkpoints import checkpoint_folder
     from flowportrait.models.sampler import export_step
 
     sizes = options.output.with_suffix(".json")

@@ -52,7 +52,7 @@ class PostTrainOptions:
     bf16: bool = False
     """Load the weights of the pipeline in bfloat16."""
     start: str = "sft"
-    """Checkpoint to start from."""
+    """Checkpoint to start from: sft, rl, a folder, or org/name on the Hugging Face Hub."""
     random_rewards: Flag = False
     """Control: replace every reward by random scores, to see what the method changes by itself."""
     resume: Flag = False
@@ -94,7 +94,7 @@ class PolicyOptions:
 def run(options: PostTrainOptions) -> dict[str, Any]:
     """Post-train a generator by reinforcement learning."""
     check_output_folder(options.output)
-    from flowportrait.models.arflow import checkpoint_folder
+    from flowportrait.models.checkpoints import checkpoint_folder
     from flowportrait.rl.post_trainer import PostTrainer, resolve_recipe
 
     if not options.policy:

@@ -50,7 +50,7 @@ from flowportrait.evaluation.networks import load_evaluation_networks
 from flowportrait.evaluation.tracking import default_tracks_cache, track_file
 from flowportrait.files import check_output_is_not_input
 from flowportrait.media.optical_flow import best_installed_flow
-from flowportrait.models.arflow import checkpoint_folder
+from flowportrait.models.checkpoints import checkpoint_folder
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -32,7 +32,7 @@ from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import iter_frames
 from flowportrait.media.write_video import write_video
-from flowportrait.models.arflow import checkpoint_folder
+from flowportrait.models.checkpoints import checkpoint_folder
 from flowportrait.pipelines.animate import AnimatePipeline
 from flowportrait.pipelines.prompt_videos import RENDER_RECORD_FILE, RenderStopwatch
 from flowportrait.rendering.motion_basis import MotionBasis

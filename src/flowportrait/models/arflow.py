@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -25,11 +26,13 @@ from torch import nn
 
 from flowportrait.devices import Device, place_network, read_weights
 from flowportrait.errors import BadInput
-from flowportrait.files import current_path, shipped_weights, write_json, write_text, write_weights
+from flowportrait.files import write_json, write_text, write_weights
 from flowportrait.flow.schedules import VelocityField
+from flowportrait.hub import upload_folder
 from flowportrait.media.mel import MELS_PER_FRAME, N_MELS
 from flowportrait.models import model_card
 from flowportrait.models.backbone import STYLE_DIM, Backbone, ChunkSpace, FlowHead, GeneratorConfig
+from flowportrait.models.checkpoints import checkpoint_folder
 from flowportrait.models.pretrained import AudioTower, Foundation, VisionTower, load_foundation
 from flowportrait.models.speech_encoder import (
     BLOCK,
@@ -380,6 +383,18 @@ class ARFlow(nn.Module):
         """Write ``config.json``, float16 ``model.safetensors`` and a model card."""
         save_generator(self, folder)
 
+    def push_to_hub(
+        self, name: str, *, private: bool | None = None, token: str | None = None, commit_message: str | None = None
+    ) -> str:
+        """Upload what ``save_pretrained`` writes to the Hub; see ``hub.upload_folder``.
+
+        Raises:
+            BadInput: the upload failed.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder))
+            return upload_folder(Path(folder), name, private, token, commit_message)
+
     @classmethod
     def from_pretrained(cls, folder: Path, device: Device | None = None, dtype: torch.dtype | None = None) -> ARFlow:
         """Load what ``save_pretrained`` wrote; for ``device`` and ``dtype`` see ``devices.place_network``.
@@ -464,32 +479,16 @@ class ARFlowSession:
         return motion
 
 
-# --- Checkpoints by name -----------------------------------------------------------------------------------------
+def load_generator(name: str | Path, device: Device | None = None, dtype: torch.dtype | None = None) -> ARFlow:
+    """Load a generator in evaluation mode.
 
-SHIPPED_CHECKPOINTS = {
-    "sft": "supervised flow matching on real footage",
-    "rl": "the lips of sft; head, eyes and lids post-trained with nft-regions",
-}
-"""The checkpoints that come with the package, by name."""
-
-
-def checkpoint_folder(name: str | Path) -> Path:
-    """Return the folder of a checkpoint: of a shipped name, of a folder, or of the ``checkpoint`` in a run folder.
+    Args:
+        name: a shipped checkpoint (``rl``, ``sft``), a folder, or a model on the Hub (``org/name``,
+            ``org/name@revision``).
+        device: device of the network, see ``devices``.
+        dtype: number format of the network, see ``devices``.
 
     Raises:
-        BadInput: the name is neither a shipped checkpoint nor a folder with one.
+        BadInput: there is no such checkpoint, or it does not fit this version.
     """
-    if str(name) in SHIPPED_CHECKPOINTS:
-        return shipped_weights(str(name))
-    folder = current_path(Path(name))
-    for candidate in (folder, folder / "checkpoint"):
-        if (candidate / "model.safetensors").is_file():
-            return candidate
-    raise BadInput(
-        f"No checkpoint named {name}: use {' or '.join(SHIPPED_CHECKPOINTS)}, or a folder with model.safetensors."
-    )
-
-
-def load_generator(name: str | Path, device: Device | None = None, dtype: torch.dtype | None = None) -> ARFlow:
-    """Load the generator of a checkpoint in evaluation mode; see ``devices`` for device and dtype."""
     return ARFlow.from_pretrained(checkpoint_folder(name), device, dtype)

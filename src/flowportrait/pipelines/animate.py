@@ -105,10 +105,11 @@ class AnimatePipeline:
         denoise: bool = True,
         display: ProgressDisplay | None = None,
     ) -> AnimatePipeline:
-        """Load a shipped generator (``rl``, ``sft``) or one in a folder.
+        """Load a shipped generator (``rl``, ``sft``), one in a folder, or one on the Hub.
 
         Args:
-            name: checkpoint name or folder; a run folder stands for the checkpoint in it.
+            name: checkpoint name, folder (a run folder stands for the checkpoint in it), ``org/name`` or
+                ``org/name@revision``.
             device: device of the networks, such as ``cuda``; the CPU by default.
             dtype: number format in which matrix products are computed; float32 by default.
             denoise: load the enhancer, which removes noise from the speech before the generator hears it.
@@ -121,6 +122,16 @@ class AnimatePipeline:
         pipeline = cls(load_generator(name, device, dtype), enhancer, name=str(name), display=display)
         pipeline.dtype = default_device(device, dtype)[1]
         return pipeline
+
+    def push_to_hub(
+        self, name: str, *, private: bool | None = None, token: str | None = None, commit_message: str | None = None
+    ) -> str:
+        """Upload the generator with its card to the Hub; see ``hub.upload_folder``.
+
+        Raises:
+            BadInput: the upload failed.
+        """
+        return self.generator.push_to_hub(name, private=private, token=token, commit_message=commit_message)
 
     @property
     def device(self) -> torch.device:

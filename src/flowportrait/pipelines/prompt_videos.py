@@ -25,7 +25,7 @@ from flowportrait.files import write_json
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import FPS
-from flowportrait.models.arflow import checkpoint_folder
+from flowportrait.models.checkpoints import checkpoint_folder
 from flowportrait.pipelines.animate import AnimatePipeline
 
 RENDER_RECORD_FILE = "rendered.json"

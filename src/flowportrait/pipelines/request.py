@@ -72,7 +72,7 @@ class AnimateRequest:
     voice: str | None = None
     """Voice that speaks the text: heart (default, English), espeak:LANGUAGE or openai:NAME."""
     checkpoint: str = "rl"
-    """Generator: rl, sft, or a folder."""
+    """Generator: rl, sft, a folder, or org/name on the Hugging Face Hub."""
     seed: int = 0
     """Random seed: another seed gives different motion for the same speech."""
     intensity: float = 1.0

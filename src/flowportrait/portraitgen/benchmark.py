@@ -22,6 +22,7 @@ from flowportrait.data.prompts import IMAGE_SUFFIXES
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.statistics import bootstrap_mean, holm_correction, mcnemar_test, signed_rank_p
 from flowportrait.files import atomic_write, write_json
+from flowportrait.hub import is_hub_id, model_folder
 from flowportrait.media.image import read_image
 from flowportrait.plugins import is_reference, load_reference
 from flowportrait.portraitgen.detectors import ARTEFACTS, ATTRIBUTES, prompt_agreement
@@ -278,14 +279,15 @@ def load_picture_generator(policy: str) -> PictureGenerator:
     """Return the generator that ``--policy`` names.
 
     Args:
-        policy: the folder of a ``PortraitFlow``, which follows the prompt's pose, tone, light and expression; or
+        policy: the folder of a ``PortraitFlow``, or its ``org/name`` on the Hub; it follows the prompt's pose,
+            tone, light and expression; or
             ``package.module:function``, a function ``(text, seed) -> [H, W, 3] uint8 RGB``.
 
     Raises:
         BadInput: the folder, the module or the function does not exist.
     """
-    if Path(policy).is_dir():
-        return _by_flow(PortraitFlow.from_pretrained(Path(policy)))
+    if Path(policy).is_dir() or is_hub_id(policy):
+        return _by_flow(PortraitFlow.from_pretrained(model_folder(policy)))
     if not is_reference(policy):
         raise BadInput(f"--policy {policy} is neither a folder nor PACKAGE.MODULE:FUNCTION: give one of them.")
     return _by_function(policy, load_reference(policy))

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from flowportrait.errors import BadInput
+from flowportrait.hub import model_folder
 from flowportrait.media.video import FPS
 from flowportrait.preferences.clips import MIN_CLIP_FRAMES, FramesAudioClip
 from flowportrait.preferences.dataset import DIMENSIONS
@@ -101,11 +102,12 @@ def load_preference_reward(name: str, folder: Path | None) -> Reward:
 
     Args:
         name: ``preference``, or ``preference_`` and a dimension.
-        folder: folder of a trained reward model; the shipped one by default.
+        folder: folder of a trained reward model, or ``org/name`` on the Hub; the shipped one by default.
 
     Raises:
         BadInput: ``folder`` holds no reward model.
     """
+    folder = folder and model_folder(folder)
     weights = tuple(float(name in ("preference", f"preference_{dimension}")) for dimension in DIMENSIONS)
     if folder is None:
         return MotionPreference(MotionReward.load(), weights, name)
@@ -117,5 +119,6 @@ def load_preference_reward(name: str, folder: Path | None) -> Reward:
 
 
 def load_latent_preference(folder: Path | None) -> Reward:
-    """Load the latent reward from ``folder``; the shipped one by default."""
-    return LatentPreference(LatentReward.load() if folder is None else LatentReward.from_pretrained(folder))
+    """Load the latent reward from ``folder`` or the Hub; the shipped one by default."""
+    model = LatentReward.load() if folder is None else LatentReward.from_pretrained(model_folder(folder))
+    return LatentPreference(model)

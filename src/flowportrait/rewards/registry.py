@@ -64,10 +64,11 @@ class RewardOptions:
     judge: Path | None = None
     """Settings of the judge of ``panel``. Without them it is a panel of measurements."""
     preference: Path | None = None
-    """Folder written by ``flowportrait preferences train``, for ``preference`` and its dimensions. Without it the
-    weights that ship are used."""
+    """Folder written by ``flowportrait preferences train``, or ``org/name`` on the Hub, for ``preference`` and
+    its dimensions. Without it the weights that ship are used."""
     latent_preference: Path | None = None
-    """Folder written by ``flowportrait preferences train-latent``, for ``latent_preference``."""
+    """Folder written by ``flowportrait preferences train-latent``, or ``org/name`` on the Hub, for
+    ``latent_preference``."""
     elsewhere: dict[str, str] = field(default_factory=dict)
     """Rewards that another machine scores → its address: ``elsewhere.identity=http://gpu:8300``."""
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from flowportrait.errors import BadInput
 from flowportrait.files import write_json
-from flowportrait.models.arflow import checkpoint_folder
+from flowportrait.models.checkpoints import checkpoint_folder
 
 PACKAGES = (
     "flowportrait", "torch", "transformers", "accelerate", "peft", "numpy", "mediapipe", "opencv-contrib-python",

@@ -14,11 +14,11 @@ A run writes to its folder:
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from accelerate import Accelerator
@@ -27,7 +27,9 @@ from flowportrait.adapters.loading import GeneratorAdapter, as_generator, load_p
 from flowportrait.config import override, save, to_dict
 from flowportrait.errors import BadInput
 from flowportrait.files import current_path
-from flowportrait.models.arflow import SHIPPED_CHECKPOINTS, ARFlow
+from flowportrait.hub import is_hub_id, read_hub_config, upload_folder
+from flowportrait.models.arflow import ARFlow
+from flowportrait.models.checkpoints import SHIPPED_CHECKPOINTS
 from flowportrait.plugins import is_reference, plugin_names
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Reward
@@ -56,8 +58,6 @@ RewardLike = str | type | Reward | Callable[[RewardBatch], Any]
 RewardsLike = CompositeReward | Sequence[RewardLike] | Mapping[str, float]
 """Rewards as ``PostTrainer`` takes them: a composite, rewards of equal weight, or weights by name."""
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-
 
 class PostTrainer:
     """Trains a generator by reinforcement learning on portraits, speech or texts.
@@ -73,9 +73,9 @@ class PostTrainer:
 
     Args:
         policy: the generator to train. Of the built-in generator: a shipped checkpoint (``sft``, ``rl``), the folder
-            of a checkpoint or of a run, or an ``ARFlow`` object. Of third parties: a pipeline of diffusers (the object,
-            its folder or its hub name), ``MODULE:NAME``, an entry point of the group ``policies``, or an object with
-            the methods of ``adapters.policy.Generator``.
+            of a checkpoint or of a run, ``org/name`` on the Hub, or an ``ARFlow`` object. Of third parties: a pipeline
+            of diffusers (the object, its folder or its hub name), ``MODULE:NAME``, an entry point of the group
+            ``policies``, or an object with the methods of ``adapters.policy.Generator``.
         rewards: names, ``MODULE:NAME``, classes, objects or plain functions of a batch, with equal weights; or a
             mapping from names to weights. The default is the rewards of the config.
         config: the recipe with its settings, or the name of a recipe.
@@ -170,6 +170,17 @@ class PostTrainer:
             raise BadInput(f"Cannot write {target} ({error}).") from error
         return target
 
+    def push_to_hub(
+        self, name: str, *, private: bool | None = None, token: str | None = None, commit_message: str | None = None
+    ) -> str:
+        """Upload what ``save_pretrained`` writes to the Hub; see ``hub.upload_folder``.
+
+        Raises:
+            BadInput: nothing has been trained yet, or the upload failed.
+        """
+        with TemporaryDirectory() as folder:
+            return upload_folder(self.save_pretrained(folder), name, private, token, commit_message)
+
     def _train(self, resume: bool, accelerator: Accelerator) -> None:
         config, output, state = self.config, self.output_dir, self.output_dir / "state"
         if any(all_gather_object(accelerator, latest_state(state) is not None)) and not resume:
@@ -231,7 +242,9 @@ def build_policy_adapter(
         )
         if name in SHIPPED_CHECKPOINTS or is_checkpoint:
             return ARFlowAdapter(name)
-        if not Path(name).is_dir() and not _HUB_NAME.fullmatch(name):
+        if is_hub_id(name) and "chunk" in read_hub_config(name):
+            return ARFlowAdapter(name)
+        if not Path(name).is_dir() and not is_hub_id(name):
             raise BadInput(
                 f"No policy named {name!r}: choose from {', '.join([*SHIPPED_CHECKPOINTS, *plugins])}, a folder, a "
                 "pipeline of diffusers by its hub name, or MODULE:NAME."

@@ -29,7 +29,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 
 from flowportrait.errors import BadInput
 from flowportrait.media.video import FPS
-from flowportrait.models.arflow import SHIPPED_CHECKPOINTS
+from flowportrait.models.checkpoints import SHIPPED_CHECKPOINTS
 from flowportrait.pipelines.request import GUIDE_DIMENSIONS, MAX_USEFUL_GUIDE_WEIGHT, AnimateRequest
 from flowportrait.speech.voices import DEFAULT_VOICE
 from flowportrait.studio.render_queue import RenderJob, RenderQueue, StudioLimits, delete_old_files, find_portrait

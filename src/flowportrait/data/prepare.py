@@ -39,6 +39,7 @@ from flowportrait.data.corpus import (
     read_records,
     write_shards,
 )
+from flowportrait.data.dataset_note import write_dataset_note
 from flowportrait.data.extract import extract_clips
 from flowportrait.data.quality_gates import QualityGates
 from flowportrait.errors import BadInput
@@ -151,6 +152,7 @@ def prepare_corpus(inputs: Sequence[Path], output: Path, plan: PreparationConfig
         "hours": round(sum(record["frames"] for record in kept) / 25 / 3600, 3),
         "real_time": round(footage / elapsed, 2) if footage else None,
     }
+    write_dataset_note(output, inputs)
     if plan.shard_mb:
         result["shards"] = len(write_shards(output, plan.shard_mb))
     return result

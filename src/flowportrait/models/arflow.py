@@ -30,9 +30,9 @@ from flowportrait.files import write_json, write_text, write_weights
 from flowportrait.flow.schedules import VelocityField
 from flowportrait.hub import upload_folder
 from flowportrait.media.mel import MELS_PER_FRAME, N_MELS
-from flowportrait.models import model_card
 from flowportrait.models.backbone import STYLE_DIM, Backbone, ChunkSpace, FlowHead, GeneratorConfig
 from flowportrait.models.checkpoints import checkpoint_folder
+from flowportrait.models.model_card import CARD_FILE, ModelOrigin, model_card_markdown
 from flowportrait.models.pretrained import AudioTower, Foundation, VisionTower, load_foundation
 from flowportrait.models.speech_encoder import (
     BLOCK,
@@ -51,8 +51,6 @@ from flowportrait.rendering.motion_basis import BLINK, BROWS, GAZE, HEAD, LOWER_
 # LoRA adapters, only what was trained is written, and the config names the backbone. Once adapters are merged into
 # the backbone, all of it is written, and the config says ``adapt: full``.
 
-CARD_FILE = "README.md"
-
 
 def save_generator(model: ARFlow, folder: Path) -> None:
     """Write a checkpoint; each file appears only when it is complete, and an existing model card is kept."""
@@ -61,7 +59,7 @@ def save_generator(model: ARFlow, folder: Path) -> None:
     write_weights(folder / "model.safetensors", checkpoint_weights(model))
     write_json(folder / "config.json", asdict(config), indent=2)
     if not (folder / CARD_FILE).exists():
-        write_text(folder / CARD_FILE, model_card.model_card_markdown(model))
+        write_text(folder / CARD_FILE, model_card_markdown(model))
 
 
 def read_generator_config(folder: Path) -> GeneratorConfig:
@@ -166,6 +164,7 @@ class ARFlow(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
+        self.origin: ModelOrigin | None = None
         foundation = load_foundation(config) if config.backbone else None
         hidden = foundation.decoder.config.hidden_size if foundation else config.hidden
         self.speech, features = build_front_end(config, foundation)
@@ -404,6 +403,7 @@ class ARFlow(nn.Module):
         """
         model = cls(read_generator_config(folder))
         load_checkpoint_weights(model, folder)
+        model.origin = ModelOrigin.read(folder, folder.name)
         return place_network(model.eval(), device, dtype)
 
 
@@ -491,4 +491,6 @@ def load_generator(name: str | Path, device: Device | None = None, dtype: torch.
     Raises:
         BadInput: there is no such checkpoint, or it does not fit this version.
     """
-    return ARFlow.from_pretrained(checkpoint_folder(name), device, dtype)
+    model = ARFlow.from_pretrained(checkpoint_folder(name), device, dtype)
+    model.origin = replace(model.origin, name=str(name)) if model.origin else None
+    return model

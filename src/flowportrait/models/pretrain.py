@@ -28,7 +28,7 @@ from flowportrait.data.motion_dataset import MotionClip, WindowSampler
 from flowportrait.data.prompts import Prompt
 from flowportrait.devices import device_of
 from flowportrait.files import write_text
-from flowportrait.models.arflow import CARD_FILE, ARFlow, load_generator
+from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.flow_matching import (
     DrawBatch,
     FlowMatchingLearner,
@@ -39,7 +39,7 @@ from flowportrait.models.flow_matching import (
     flow_matching_loss,
     held_out_loss,
 )
-from flowportrait.models.model_card import model_card_markdown
+from flowportrait.models.model_card import CARD_FILE, model_card_markdown
 from flowportrait.models.speech_encoder import N_LIPS, LipRegression, SpeechEncoder
 from flowportrait.models.training_clips import (
     extract_features,
@@ -70,7 +70,9 @@ def initial_model(config: PretrainConfig) -> ARFlow:
     if isinstance(model.speech, SpeechEncoder):
         model.speech.load_weights().eval()
     if config.start_from:
-        copy_weights(model, load_generator(config.start_from), audio=not config.lip_steps)
+        start = load_generator(config.start_from)
+        model.origin = start.origin
+        copy_weights(model, start, audio=not config.lip_steps)
     return model
 
 

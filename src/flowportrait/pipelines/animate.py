@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Unpack
 
 import numpy as np
@@ -23,6 +24,8 @@ import torch
 
 from flowportrait.devices import Device, default_device, device_of
 from flowportrait.errors import BadInput
+from flowportrait.files import write_text
+from flowportrait.hub import upload_folder
 from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, Sound
 from flowportrait.media.mel import frame_count, normalize_quiet_recording
 from flowportrait.media.portrait import Photo, Portrait
@@ -31,6 +34,7 @@ from flowportrait.media.video import FPS
 from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.conditioning import RewardSteering, encode_portraits
 from flowportrait.models.enhancer import Enhancer, load_enhancer
+from flowportrait.models.model_card import CARD_FILE
 from flowportrait.models.sampler import GenerationSession
 from flowportrait.pipelines.conversation import (
     draw_in_one_photo,
@@ -131,7 +135,11 @@ class AnimatePipeline:
         Raises:
             BadInput: the upload failed.
         """
-        return self.generator.push_to_hub(name, private=private, token=token, commit_message=commit_message)
+        with TemporaryDirectory() as folder:
+            if self.generator.origin and self.generator.origin.card:
+                write_text(Path(folder) / CARD_FILE, self.generator.origin.card)  # the generator is as it was loaded
+            self.generator.save_pretrained(Path(folder))
+            return upload_folder(Path(folder), name, private, token, commit_message)
 
     @property
     def device(self) -> torch.device:

@@ -30,12 +30,13 @@ from flowportrait.files import current_path
 from flowportrait.hub import is_hub_id, read_hub_config, upload_folder
 from flowportrait.models.arflow import ARFlow
 from flowportrait.models.checkpoints import SHIPPED_CHECKPOINTS
+from flowportrait.models.model_card import CARD_FILE, set_card_section
 from flowportrait.plugins import is_reference, plugin_names
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Reward
 from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.config import PostTrainConfig
-from flowportrait.rl.loop import Callback, HeldOutEvaluation, TrainingLoop
+from flowportrait.rl.loop import Callback, HeldOutEvaluation, TrainingLoop, is_best_checkpoint
 from flowportrait.rl.manifest import describe_run, flatten_settings, write_or_compare_manifest
 from flowportrait.rl.offline_data import OfflineDataConfig
 from flowportrait.rl.plan import OdePlan
@@ -216,7 +217,30 @@ class PostTrainer:
         if eval_prompts:
             evaluation = HeldOutEvaluation(eval_prompts, output / "samples", self.adapter.write_sample)
         TrainingLoop(trainer, output, evaluation, self.callbacks).run()
+        if isinstance(self.adapter, ARFlowAdapter) and (output / "checkpoint" / CARD_FILE).is_file():
+            run_on_main(accelerator, lambda: self._describe_checkpoint(rewards))
         accelerator.end_training()
+
+    def _describe_checkpoint(self, rewards: CompositeReward) -> None:
+        """Write into the card of the checkpoint what it was trained with, and what was measured."""
+        folder, config = self.output_dir / "checkpoint", self.config
+        weights = ", ".join(f"`{name}` {weight:g}" for name, weight in rewards.weights.items())
+        data = [f"* Start: `{self.adapter.name}`; recipe `{config.name}` of `recipe.json`, seed {config.seed}."]
+        data += [f"* Rewards and their weights: {weights}."] if weights else []
+        if isinstance(self.train_prompts, (str, Path)):
+            data.append(f"* Prompts: `{Path(self.train_prompts).name}`. Write here who speaks in them, and who agreed.")
+        set_card_section(folder, "Training data", "\n".join(data))
+        evaluations = [record for record in self.history if any(key.startswith("evaluation/") for key in record)]
+        best = [index for index in range(len(evaluations)) if is_best_checkpoint(evaluations[: index + 1])]
+        if best:
+            first, last = evaluations[0], evaluations[best[-1]]
+            rows = [
+                f"| {key.removeprefix('evaluation/')} | {first[key]:.4g} | {last[key]:.4g} |"
+                for key in last
+                if key.startswith("evaluation/") and key in first
+            ]
+            head = f"| on held-out prompts | start | iteration {last['iteration']:.0f} |\n|---|---|---|\n"
+            set_card_section(folder, "Figures", head + "\n".join(rows))
 
     def _read(self, prompts: PromptsLike | None) -> Sequence[Any] | None:
         return self.adapter.read_prompts(Path(prompts)) if isinstance(prompts, (str, Path)) else prompts

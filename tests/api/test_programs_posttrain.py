@@ -86,6 +86,10 @@ def test_program_2_post_train_evaluate_stop_resume_and_save(home: Path) -> None:
     watcher.limit = 9
     trainer.train(resume=True)
     trainer.save_pretrained("out/")
+    card = Path("out/README.md").read_text(encoding="utf-8")
+    assert "license_name: flowportrait-weights-research" in card.split("---")[1]
+    assert "* Start: `sft`; recipe `flow-grpo`" in card
+    assert "| on held-out prompts | start | iteration" in card
     assert [record["iteration"] for record in trainer.history] == [0, 1, 2]
     assert "evaluation/amplitude" in trainer.history[-1]
     assert watcher.calls[6:] == ["begin", "evaluate", "step", "save", "save", ""]

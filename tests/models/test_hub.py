@@ -188,6 +188,17 @@ def test_what_was_pushed_is_what_is_loaded(hub: Hub) -> None:
     assert len(repository.messages) == 2
 
 
+def test_a_shipped_generator_is_pushed_with_its_own_card(hub: Hub) -> None:
+    pipeline = fp.AnimatePipeline.from_pretrained("rl", denoise=False)
+    pipeline.push_to_hub("lab/rl", token=TOKEN)
+    pushed = hub.repositories["lab/rl"].revisions["main"]
+    assert pushed["README.md"] == (shipped_weights("rl") / "README.md").read_bytes()
+    pipeline.generator.push_to_hub("lab/tuned", token=TOKEN)
+    card = hub.repositories["lab/tuned"].revisions["main"]["README.md"].decode()
+    assert "license_name: flowportrait-weights-research" in card.split("---")[1]
+    assert "Trained from `rl`" in card
+
+
 @pytest.mark.parametrize("token", [None, "hf_reader"])
 def test_a_push_without_the_right_is_one_sentence(hub: Hub, token: str | None) -> None:
     with pytest.raises(BadInput, match=r"The Hub refuses to write lab/mine \(403\): log in .* that may write it\.$"):

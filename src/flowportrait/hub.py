@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from flowportrait import __version__
 from flowportrait.errors import BadInput
@@ -61,17 +61,24 @@ def read_hub_config(name: str | Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def upload_folder(
-    folder: Path, name: str, private: bool | None = None, token: str | None = None, commit_message: str | None = None
-) -> str:
+class UploadSettings(TypedDict, total=False):
+    """The settings of an upload, each of which may be left out."""
+
+    private: bool
+    """Whether a new repository is private; by default as the organisation's settings say."""
+    token: str
+    """Access token with the right to write; by default that of ``hf auth login`` or ``HF_TOKEN``."""
+    commit_message: str
+    """First line of the commit."""
+
+
+def upload_folder(folder: Path, name: str, **settings: Unpack[UploadSettings]) -> str:
     """Upload a folder as one commit to a model repository on the Hub, which is created if it does not exist.
 
     Args:
         folder: the folder of a model, with its card ``README.md``.
         name: ``org/name``.
-        private: whether a new repository is private; by default as the organisation's settings say.
-        token: access token with the right to write; by default that of ``hf auth login`` or ``HF_TOKEN``.
-        commit_message: first line of the commit.
+        **settings: see ``UploadSettings``.
 
     Returns:
         The address of the model.
@@ -82,10 +89,10 @@ def upload_folder(
     if not re.fullmatch(_HUB_ID.pattern.partition("(?:@")[0], name):
         raise BadInput(f"Cannot upload to {name!r}: give ORGANISATION/NAME or USER/NAME.")
     library = require_extra("hub", "huggingface_hub")
-    api = library.HfApi(token=token, **_CLIENT)
+    api = library.HfApi(token=settings.get("token"), **_CLIENT)
     with _one_sentence(name, None, "write"):
-        address = api.create_repo(name, private=private, exist_ok=True)
-        message = commit_message or f"Upload with FlowPortrait {__version__}"
+        address = api.create_repo(name, private=settings.get("private"), exist_ok=True)
+        message = settings.get("commit_message") or f"Upload with FlowPortrait {__version__}"
         api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
     return str(address)
 

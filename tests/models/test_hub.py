@@ -202,7 +202,7 @@ def test_a_shipped_generator_is_pushed_with_its_own_card(hub: Hub) -> None:
 @pytest.mark.parametrize("token", [None, "hf_reader"])
 def test_a_push_without_the_right_is_one_sentence(hub: Hub, token: str | None) -> None:
     with pytest.raises(BadInput, match=r"The Hub refuses to write lab/mine \(403\): log in .* that may write it\.$"):
-        small_generator().push_to_hub("lab/mine", token=token)
+        small_generator().push_to_hub("lab/mine", **({"token": token} if token else {}))
 
 
 @pytest.mark.parametrize("name", ["mine", "a/b/c", "lab/mine@v1", ""])

@@ -67,7 +67,7 @@ def test_a_checkpoint_trained_from_nothing_asks_for_its_licence(tmp_path: Path) 
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.to_dict()["license"] == "unknown"
     assert card.data.to_dict()["pipeline_tag"] in TASKS
-    assert "Name it in the first lines" in card.text
+    assert "Name it at the top" in card.text
 
 
 @pytest.mark.parametrize("name", SHIPPED_CHECKPOINTS)

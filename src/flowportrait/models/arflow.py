@@ -18,7 +18,7 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from flowportrait.devices import Device, place_network, read_weights
 from flowportrait.errors import BadInput
 from flowportrait.files import write_json, write_text, write_weights
 from flowportrait.flow.schedules import VelocityField
-from flowportrait.hub import upload_folder
+from flowportrait.hub import UploadSettings, upload_folder
 from flowportrait.media.mel import MELS_PER_FRAME, N_MELS
 from flowportrait.models.backbone import STYLE_DIM, Backbone, ChunkSpace, FlowHead, GeneratorConfig
 from flowportrait.models.checkpoints import checkpoint_folder
@@ -382,17 +382,16 @@ class ARFlow(nn.Module):
         """Write ``config.json``, float16 ``model.safetensors`` and a model card."""
         save_generator(self, folder)
 
-    def push_to_hub(
-        self, name: str, *, private: bool | None = None, token: str | None = None, commit_message: str | None = None
-    ) -> str:
-        """Upload what ``save_pretrained`` writes to the Hub; see ``hub.upload_folder``.
+    def push_to_hub(self, name: str, card: str | None = None, **settings: Unpack[UploadSettings]) -> str:
+        """Upload what ``save_pretrained`` writes, with a model card of one's own if one is given.
 
-        Raises:
-            BadInput: the upload failed.
+        Returns and raises: see ``hub.upload_folder``.
         """
         with TemporaryDirectory() as folder:
+            if card:
+                write_text(Path(folder) / CARD_FILE, card)
             self.save_pretrained(Path(folder))
-            return upload_folder(Path(folder), name, private, token, commit_message)
+            return upload_folder(Path(folder), name, **settings)
 
     @classmethod
     def from_pretrained(cls, folder: Path, device: Device | None = None, dtype: torch.dtype | None = None) -> ARFlow:

@@ -103,7 +103,7 @@ def model_card_markdown(model: ARFlow, data: str = "", figures: str = "") -> str
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     if origin is None:
         front = "license: unknown\n"
-        licence = "Trained from nothing: the licence is what the footage allows. Name it in the first lines of the card."
+        licence = "Trained from nothing: the licence is what the footage allows. Name it at the top of this card."
     else:
         front = origin.front_matter or "license: unknown\n"
         licence = f"Trained from `{origin.name}`, whose licence holds for these weights as well."

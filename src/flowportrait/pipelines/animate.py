@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Unpack
 
 import numpy as np
@@ -24,8 +23,7 @@ import torch
 
 from flowportrait.devices import Device, default_device, device_of
 from flowportrait.errors import BadInput
-from flowportrait.files import write_text
-from flowportrait.hub import upload_folder
+from flowportrait.hub import UploadSettings
 from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, Sound
 from flowportrait.media.mel import frame_count, normalize_quiet_recording
 from flowportrait.media.portrait import Photo, Portrait
@@ -34,7 +32,6 @@ from flowportrait.media.video import FPS
 from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.conditioning import RewardSteering, encode_portraits
 from flowportrait.models.enhancer import Enhancer, load_enhancer
-from flowportrait.models.model_card import CARD_FILE
 from flowportrait.models.sampler import GenerationSession
 from flowportrait.pipelines.conversation import (
     draw_in_one_photo,
@@ -72,7 +69,7 @@ from flowportrait.rendering.footage import Progress, no_progress, track_face_in_
 from flowportrait.rendering.motion_files import read_motion
 from flowportrait.rendering.motion_filters import Controls
 from flowportrait.rendering.renderer import MotionCodec
-from flowportrait.rendering.retouch import RetouchFunction, retouch_network
+from flowportrait.rendering.retouch import retouch_network
 
 
 class AnimatePipeline:
@@ -112,8 +109,7 @@ class AnimatePipeline:
         """Load a shipped generator (``rl``, ``sft``), one in a folder, or one on the Hub.
 
         Args:
-            name: checkpoint name, folder (a run folder stands for the checkpoint in it), ``org/name`` or
-                ``org/name@revision``.
+            name: checkpoint name, folder of a checkpoint or a run, or ``org/name`` or ``org/name@revision`` on the Hub.
             device: device of the networks, such as ``cuda``; the CPU by default.
             dtype: number format in which matrix products are computed; float32 by default.
             denoise: load the enhancer, which removes noise from the speech before the generator hears it.
@@ -127,19 +123,9 @@ class AnimatePipeline:
         pipeline.dtype = default_device(device, dtype)[1]
         return pipeline
 
-    def push_to_hub(
-        self, name: str, *, private: bool | None = None, token: str | None = None, commit_message: str | None = None
-    ) -> str:
-        """Upload the generator with its card to the Hub; see ``hub.upload_folder``.
-
-        Raises:
-            BadInput: the upload failed.
-        """
-        with TemporaryDirectory() as folder:
-            if self.generator.origin and self.generator.origin.card:
-                write_text(Path(folder) / CARD_FILE, self.generator.origin.card)  # the generator is as it was loaded
-            self.generator.save_pretrained(Path(folder))
-            return upload_folder(Path(folder), name, private, token, commit_message)
+    def push_to_hub(self, name: str, **settings: Unpack[UploadSettings]) -> str:
+        """Upload the generator with the card that it was loaded with, and return its address on the Hub."""
+        return self.generator.push_to_hub(name, card=getattr(self.generator.origin, "card", None), **settings)
 
     @property
     def device(self) -> torch.device:
@@ -401,7 +387,7 @@ class AnimatePipeline:
 
     def codec(self, portrait: Portrait) -> MotionCodec:
         """Return the codec that draws a portrait from motion, with its networks on the pipeline's device."""
-        return MotionCodec(portrait, network=self._retouch_network())
+        return MotionCodec(portrait, network=retouch_network(self.device, self.dtype))
 
     def dubbed_video(
         self,
@@ -418,16 +404,14 @@ class AnimatePipeline:
         """Track a video and generate lip motion for speech ``[N]`` at 16 kHz; see ``dub``."""
         check_duration(speech)
         footage = track_face_in_video(video, face, progress)
-        seconds = len(footage) / float(footage.fps)
-        if seconds < MIN_SPEECH_SECONDS:
-            raise BadInput(
-                f"{video} lasts {seconds:.2f} s, too short to dub: give longer footage or a photo as --image."
-            )
+        span = len(footage) / float(footage.fps)
+        if span < MIN_SPEECH_SECONDS:
+            raise BadInput(f"{video} lasts {span:.2f} s, too short to dub: give longer footage or a photo as --image.")
         count = max(len(footage), math.ceil(len(speech) * footage.fps / SAMPLE_RATE)) if loop else len(footage)
         padded = np.zeros(math.ceil(count * FPS / footage.fps) * SAMPLES_PER_FRAME, np.float32)
         padded[: len(speech)] = speech[: len(padded)]
         motion = MotionTrack(lambda: self.motion(padded, seed=seed, intensity=intensity, denoise=denoise))
-        return DubbedVideo(footage, motion, count, progress, self._retouch_network())
+        return DubbedVideo(footage, motion, count, progress, retouch_network(self.device, self.dtype))
 
     def _animate(self, portrait: Portrait, inputs: AnimateInputs, request: AnimateRequest) -> AnimatePipelineOutput:
         controls, seed, count = request.controls(), request.seed, frame_count(inputs.speech)
@@ -514,6 +498,3 @@ class AnimatePipeline:
     def _guidance(self, request: AnimateRequest) -> RewardSteering | None:
         candidates = request.best_of if request.prune else 1
         return build_guidance(self.generator, request.guide, candidates, request.by, self.name, self.dtype)
-
-    def _retouch_network(self) -> RetouchFunction:
-        return retouch_network(self.device, self.dtype)

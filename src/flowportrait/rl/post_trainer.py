@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from accelerate import Accelerator
 
@@ -27,7 +27,7 @@ from flowportrait.adapters.loading import GeneratorAdapter, as_generator, load_p
 from flowportrait.config import override, save, to_dict
 from flowportrait.errors import BadInput
 from flowportrait.files import current_path
-from flowportrait.hub import is_hub_id, read_hub_config, upload_folder
+from flowportrait.hub import UploadSettings, is_hub_id, read_hub_config, upload_folder
 from flowportrait.models.arflow import ARFlow
 from flowportrait.models.checkpoints import SHIPPED_CHECKPOINTS
 from flowportrait.models.model_card import CARD_FILE, set_card_section
@@ -171,16 +171,14 @@ class PostTrainer:
             raise BadInput(f"Cannot write {target} ({error}).") from error
         return target
 
-    def push_to_hub(
-        self, name: str, *, private: bool | None = None, token: str | None = None, commit_message: str | None = None
-    ) -> str:
-        """Upload what ``save_pretrained`` writes to the Hub; see ``hub.upload_folder``.
+    def push_to_hub(self, name: str, **settings: Unpack[UploadSettings]) -> str:
+        """Upload what ``save_pretrained`` writes, and return its address on the Hub; see ``hub.upload_folder``.
 
         Raises:
             BadInput: nothing has been trained yet, or the upload failed.
         """
         with TemporaryDirectory() as folder:
-            return upload_folder(self.save_pretrained(folder), name, private, token, commit_message)
+            return upload_folder(self.save_pretrained(folder), name, **settings)
 
     def _train(self, resume: bool, accelerator: Accelerator) -> None:
         config, output, state = self.config, self.output_dir, self.output_dir / "state"

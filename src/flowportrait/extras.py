@@ -22,7 +22,6 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "serve": ("fastapi", "starlette", "pydantic", "uvicorn"),
     "report": ("matplotlib",),
     "evaluate": ("dlib", "face_recognition_models", "skimage", "torchmetrics"),
-    "studio": ("gradio", "pandas"),
     "voice": ("hibari", "espeakng_loader"),
     "vae": ("diffusers", "ftfy"),
     "onnx": ("onnx", "onnxscript"),

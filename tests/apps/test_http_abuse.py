@@ -77,11 +77,11 @@ def server(
     elif request.param == "study":
         app, path = study_app(study), "/api/participants"
     else:
-        pytest.importorskip("gradio")
-        from flowportrait.studio.render_queue import StudioLimits
         from flowportrait.studio.server import Studio, studio_app
+        from flowportrait.studio.storage import StudioLimits
 
-        app, path = studio_app(Studio(tmp_path_factory.mktemp("studio"), StudioLimits())), "/gradio_api/queue/join"
+        app = studio_app(Studio(tmp_path_factory.mktemp("studio"), StudioLimits()))
+        path = f"/api/sessions/{'a' * 32}/videos"
     with running(app) as port:
         yield request.param, port, path
 
@@ -188,6 +188,8 @@ def test_paths_lead_nowhere(server: tuple[str, int, str], study: Path) -> None:
     for path in (
         "/media/../study.json", "/media/..%2fstudy.json", "/media/%2e%2e/study.json", "/page/..%2fserver.py",
         "//etc/passwd", "/..%5c..%5cstudy.json", "/live/..%2f..%2fx.mp4", "/signed/..%2fx.mp4", "/score/..%2f..%2fx",
+        "/page/..%2f..%2fserver.py", "/samples/..%2f__init__.py", "/samples/__init__.py", "/signed/..%2f..%2fx",
+        "/api/files/..%2f..%2fx/picture.jpg", f"/api/files/{'0' * 32}/picture.jpg", "/api/sessions/..%2fx/videos",
         "/gradio_api/file=/etc/passwd", f"/gradio_api/file={study / 'study.json'}", "/gradio_api/file=pyproject.toml",
         "/gradio_api/file=http://example.org/", "/gradio_api/file=file:///etc/passwd", "/gradio_api/proxy=http://127.0.0.1/",
     ):  # fmt: skip

@@ -28,16 +28,12 @@ from flowportrait.pipelines.animator import Animator
 from flowportrait.pipelines.guidance import build_guidance
 from flowportrait.pipelines.request import AnimateRequest
 from flowportrait.provenance.manifest import read_signature
-from flowportrait.studio import render_queue, training_process
-from flowportrait.studio.render_queue import (
-    RenderJob,
-    RenderQueue,
-    StudioLimits,
-    delete_old_files,
-    find_portrait,
-    iterate_speech,
-    load_pipeline,
-)
+from flowportrait.studio import draw, training_process
+from flowportrait.studio.draw import iterate_speech, load_pipeline
+from flowportrait.studio.job import RenderJob
+from flowportrait.studio.portrait import find_portrait
+from flowportrait.studio.render_queue import RenderQueue
+from flowportrait.studio.storage import StudioLimits, delete_old_files
 from flowportrait.studio.training import Training
 from tests.pipelines.test_animator import babble
 
@@ -233,7 +229,7 @@ def test_a_failure_nobody_foresaw_is_one_sentence_on_the_page_and_a_traceback_in
     def broken(name: str) -> AnimatePipeline:
         raise RuntimeError("no weights\nin /srv/secret/rl")
 
-    monkeypatch.setattr(render_queue, "load_pipeline", broken)
+    monkeypatch.setattr(draw, "load_pipeline", broken)
     queue = RenderQueue(tmp_path / "videos", StudioLimits())
     try:
         job = queue.submit(request(photo(tmp_path), speech(tmp_path)))
@@ -313,7 +309,7 @@ def test_the_page_says_what_the_terminal_did_and_lets_one_choose_a_face(tmp_path
 
 
 def test_a_covered_mouth_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowportrait.studio.render_queue.is_mouth_covered", lambda image, landmarks: True)
+    monkeypatch.setattr("flowportrait.studio.portrait.is_mouth_covered", lambda image, landmarks: True)
     path = photo(tmp_path)
     os.utime(path, (5, 5))
     assert find_portrait(path).notes == ("The mouth seems to be covered: lips will be drawn over it.",)

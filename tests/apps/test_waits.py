@@ -79,7 +79,6 @@ def terminal_output(arguments: list[str], folder: Path, until: str, seconds: flo
 
 @pytest.mark.slow
 def test_the_studio_says_that_it_starts_until_it_has_an_address(tmp_path: Path) -> None:
-    pytest.importorskip("gradio")
     shown = terminal_output(["studio", "--port", "0"], tmp_path, "http://127.0.0.1", 120)
     whole = "".join(shown)
     assert "starting the studio" in whole

@@ -82,7 +82,8 @@ def test_every_file_has_measurements_or_is_shared_by_them() -> None:
     reached, found = {"__init__", "__main__"}, {*MODULES}
     while found:
         reached |= found
-        imports = [re.findall(r"^from benchmarks(?:\.(\w+))? import \(?\s*(\w+)", texts[module], re.M) for module in found]
+        pattern = r"^from benchmarks(?:\.(\w+))? import \(?\s*(\w+)"
+        imports = [re.findall(pattern, texts[module], re.M) for module in found]
         found = {module or name for pairs in imports for module, name in pairs}
         found -= reached
     assert {name for name in reached if len(texts[name].splitlines()) > LONGEST} == set()

@@ -1,4 +1,4 @@
-"""``flowportrait studio``: speak, compare, train and ask people in a browser on this machine."""
+"""``flowportrait studio``: make videos in a browser, on this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flowportrait.terminal import log, waiting
 class StudioOptions:
     """Make, compare and train talking portraits in a browser, on this machine only."""
 
-    configuration: ClassVar[str] = "flowportrait.studio.render_queue:StudioLimits"
+    configuration: ClassVar[str] = "flowportrait.studio.storage:StudioLimits"
     folder: Path = Path("studio")
     """Folder for the files of the studio."""
     port: int = 7860
@@ -31,8 +31,8 @@ def run(options: StudioOptions) -> dict[str, Any]:
     with ExitStack() as display:
         display.enter_context(waiting("starting the studio"))
         from flowportrait.config import override
-        from flowportrait.studio.render_queue import StudioLimits
         from flowportrait.studio.server import Studio, serve_studio
+        from flowportrait.studio.storage import StudioLimits
 
         def ready(address: str) -> None:
             display.close()

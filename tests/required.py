@@ -12,7 +12,7 @@ GROUPS = {
     "browser": ("test_*_browser.py", "test_browser_*.py"),
     "distributed": ("test_scale.py", "test_policies_sharded.py"),
     "golden": ("test_golden*.py",),
-    "guide": ("test_guides.py",),
+    "guide": ("test_docs_run.py",),
     "wheel": ("test_package.py",),
 }
 """Marker → file names whose tests get it."""

@@ -1,154 +1,164 @@
-"""Commands of the pages, run as written in a small world with the files they name; why the others are only parsed."""
+"""Every page of the documentation runs as written: commands and Python blocks in order, in a folder of its own.
+
+The folder holds ``INPUTS``; everything else a page makes itself. ``tests/doc_commands.py`` says which blocks are run.
+Runs that would take long are cut: clips of three seconds, small pictures, one iteration.
+"""
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import io
 import json
+import os
 import re
+import shlex
 import shutil
+import subprocess
 import sys
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.io import wavfile
 from skimage.data import astronaut
 
 from flowportrait.cli import main
-from flowportrait.human_study.plan import QUESTIONS, AnswerStore, Study
-from flowportrait.media.audio import SAMPLE_RATE
-from flowportrait.preferences.dataset import Label
-from tests.doc_commands import ROOT, commands, words
-from tests.pipelines.test_animator import babble
-from tests.project.test_docs import QUICK
-from tests.project.test_guides import SMALL
-from tests.study_browser import small_study
+from flowportrait.config import override
+from flowportrait.media.audio import SAMPLE_RATE, read_audio
+from flowportrait.rl.post_trainer import PostTrainer
+from flowportrait.samples import SPEECH
+from tests.doc_commands import FORM, PAGES, ROOT, SHELL, Block, blocks, lines, page_name, words
 
-ONLY_PARSED = {
-    "footage, and up to hours": r"CORPUS|FOOTAGE|CLIPS|corpus|--real clips/$|power\.json|rl/recipe\.json",
-    "results of two benchmarks, made in test_bench and test_portraitgen": r"(bench|portraits) --compare",
-    "a judge that has passed its examination on real clips or stills": r"judge check|judge\.json",
-    "models that are not at hand, or minutes to lay them all out": r"Qwen|Wan-AI/|flux|policies memory$",
-    "a server": r"endpoint\.url",
-    "only explains, as test_docs does": r"--help",
-    "somebody's own code": r"mylab\.|mine:Mine",
-    "goes on until it is stopped; test_studio_browser, test_judge_serve, test_study_browser":
-        r"^flowportrait (studio|judge serve|preferences study serve)",
-    "run as written by test_guides": r"--prompts (mine|kept)|mine/me\.png|doctor run$",
-    "runs in test_docs": "^(" + "|".join(QUICK) + ")$",
-    "hundreds of pictures": r"evaluate portraits --images",
-    "minutes: every expert under every aspect; test_judge_measured": r"judge learn|library\.json",
-}  # fmt: skip
-"""Reason → commands that no small world suffices for."""
-EVERY = [line for _, line in commands("flowportrait ")]
-RUN = [line for line in EVERY if not any(re.search(part, line) for part in ONLY_PARSED.values())]
-PHOTOS = ("photo", "me", "anna", "ben", "a", "b", "photos/one", "photos/two")
-SOUNDS = ("speech", "me", "anna", "ben", "a", "b", "a1", "a2", "b1", "live", "translation", "recordings/one",
-          "recordings/two")  # fmt: skip
-PROMPTS = ("DIR", "DIR2", "PROMPTS", "prompts")
-VIDEOS = {"VIDEOS": 3, "clips": 8, "videos/a": 1, "videos/b": 1, "videos/ours": 1, "videos/theirs": 1, "out": 1,
-          "wav2lip": 1, "folder": 1}  # fmt: skip
-DAMAGE = ["--per-video", "4", "--damage", "offset", "still", "jitter", "slowed"]
-
-
-def test_what_is_only_parsed_has_a_reason_that_is_still_needed() -> None:
-    assert [why for why, part in ONLY_PARSED.items() if not any(re.search(part, line) for line in EVERY)] == []
-    assert len(RUN) > 45
+INPUTS = {
+    "photos": ("me.png", "me.jpg", "photo.jpg", "anna.jpg", "ben.jpg"),
+    "sounds": ("me.wav", "speech.wav", "anna.wav", "ben.wav"),
+    "videos": ("clip.mp4", "interview.mp4"),
+}
+"""What a reader has before a page begins; and a folder ``mine`` with ``me.png`` and ``me.wav``, and ``story.txt``."""
+CLAIMS: dict[str, Callable[[Path], bool]] = {
+    "docs/guides/rewards.md": lambda home: "reward/open_eyes" in (home / "run" / "metrics.jsonl").read_text(),
+    "docs/guides/recipes.md": lambda home: (
+        json.loads((home / "half" / "recipe.json").read_text())["name"] == "better_half:CARD"
+        and json.loads((home / "half" / "metrics.jsonl").read_text().splitlines()[0])["loss/policy"] > 0
+        and json.loads((home / "half" / "metrics.jsonl").read_text().splitlines()[0])["skipped"] == 0
+        and (home / "half" / "checkpoint" / "model.safetensors").is_file()
+    ),
+}
+"""Page → what is true of the folder when it has run, beyond that nothing failed."""
+INSTALLS = {"pip", "make", "git", "source", "python3", "export"}
+"""Programs that change the environment; ``test_package`` and ``test_workflow`` check what they install and make."""
+SERVERS = ("flowportrait studio", "flowportrait judge serve", "flowportrait preferences study serve")
+"""Commands that go on until they are stopped; ``test_*_browser.py`` and ``test_judge_serve.py`` run them."""
+SMALL = ("groups=1", "group_size=2", "frames=28", "updates=1", "rollout_chunks=1", "render_size=64", "iterations=1")
+RUN = [page for page in PAGES if any(one.language in (*SHELL, "python") and not one.not_run for one in blocks(page))]
 
 
 def smaller(line: str) -> list[str]:
-    """The words of a command, cut to what a test can wait for and to one folder that all pages share."""
-    given = ["videos/ours" if word == "videos/" else word for word in words(line)]
-    if given[0] == "animate" and "--video" not in given:
-        given += ["--size", "64"]
-    if given[0] == "posttrain" and "--output" in given:
-        given += ["--set", "groups=1", "group_size=2", "iterations=1"] if "--policy" in given else SMALL
-    if given[:3] == ["preferences", "study", "make"]:
-        given[given.index("--output") + 1] = "another"
-    if given[:3] == ["preferences", "make"]:
-        given += DAMAGE
+    """The words of a command, cut to what a test can wait for."""
+    given = words(line)
+    if given[0] == "animate" and not {"--video", "--size", "--speaker"} & set(given):
+        given += ["--size", "128"]
+    if given[0] == "posttrain" and "--output" in given and "--iterations" not in given and "groups=" not in line:
+        given += ["--set", *SMALL]
     return given
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with everything that the pages take for granted."""
-    folder = tmp_path_factory.mktemp("world")
-    face = np.ascontiguousarray(astronaut()[:300, 60:360])
-    for name in ("photos", "recordings"):
-        (folder / name).mkdir()
-    cv2.imwrite(str(folder / "logo.png"), np.dstack([face[..., ::-1], np.full(face.shape[:2], 255, np.uint8)]))
-    for name in PHOTOS:
-        cv2.imwrite(str(folder / f"{name}.jpg"), face[..., ::-1])
-    cv2.imwrite(str(folder / "both.jpg"), np.concatenate([face, face], 1)[..., ::-1])
-    sound = (babble(1.3).clip(-1, 1) * 32767).astype(np.int16)
-    for name in SOUNDS:
-        wavfile.write(folder / f"{name}.wav", SAMPLE_RATE, sound)
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``INPUTS``."""
+    folder = tmp_path_factory.mktemp("inputs")
+    face = Image.fromarray(np.ascontiguousarray(astronaut()[:300, 60:360]))
+    sound = (read_audio(SPEECH)[: 3 * SAMPLE_RATE].clip(-1, 1) * 32767).astype(np.int16)
+    for name in INPUTS["photos"]:
+        face.save(folder / name)
+    for name in INPUTS["sounds"]:
+        wavfile.write(folder / name, SAMPLE_RATE, sound)
+    (folder / "mine").mkdir()
+    for name in ("me.png", "me.wav"):
+        shutil.copy(folder / name, folder / "mine")
     (folder / "story.txt").write_text("Good day.\n")
-    for name in PROMPTS:
-        (folder / name).mkdir()
-        cv2.imwrite(str(folder / name / "me.png"), face[..., ::-1])
-        wavfile.write(folder / name / "0.wav", SAMPLE_RATE, sound)
-    run(folder, "animate --image photo.jpg --audio speech.wav --crop --size 128 --output talking.mp4")
-    for name in ("clip", "interview", "video"):
-        shutil.copy(folder / "talking.mp4", folder / f"{name}.mp4")
-    for name, count in VIDEOS.items():
-        (folder / name).mkdir(parents=True)
-        for number in range(count):
-            shutil.copy(folder / "talking.mp4", folder / name / f"{number}.mp4")
-    with (folder / "scores.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(
-            [["file", "generator", "lip_sync", "expressiveness", "motion"]]
-            + [[f"{number}.mp4", "ours", 1 + number % 5, 3, 4] for number in range(VIDEOS["clips"])]
-        )
-    run(folder, "posttrain --prompts DIR --output RUN", *SMALL)
-    for name in ("run", "runs/rl", "fast"):
-        shutil.copytree(folder / "RUN", folder / name)
-    run(folder, "preferences make VIDEOS --output made", *DAMAGE)
-    pairs = [json.loads(line) for line in (folder / "made" / "pairs.jsonl").read_text().splitlines()]
-    rated = [pair | {"points": {"first": {"sync": 2}, "second": {"sync": 4}}} for pair in pairs]
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in rated))
-    shutil.copytree(folder / "made" / "media", folder / "media")
-    for own in "ab":
-        run(folder, f"judge score videos/{own} --output {own.upper()}.json")
-    shutil.copy(folder / "A.json", folder / "calibration.json")
-    answered(folder)
-    run(folder, "preferences study analyse study")
+    first, *others = (folder / name for name in INPUTS["videos"])
+    with contextlib.chdir(folder):
+        making = ["animate", "--image", "me.png", "--audio", "me.wav", "--crop", "--size", "128"]
+        assert main([*making, "--output", str(first)]) == 0
+    for other in others:
+        shutil.copy(first, other)
     return folder
 
 
-def run(folder: Path, line: str, *more: str) -> None:
-    """One command in a folder, which must succeed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main([*line.split(), *more]) == 0
+@pytest.fixture
+def home(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the inputs as the current folder, whose modules can be imported while the test runs."""
+    folder = tmp_path / "home"
+    shutil.copytree(inputs, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.syspath_prepend(str(folder))
+    train = PostTrainer.train
 
+    def small(self: PostTrainer, *more: Any, **named: Any) -> Any:
+        if self.config.iterations > 10:
+            self.config = override(self.config, list(SMALL))
+        return train(self, *more, **named)
 
-def answered(folder: Path) -> None:
-    """A study that somebody took part in."""
-    study = small_study(folder / "systems")
-    plan, store = Study.load(study), AnswerStore(study, Study.load(study))
-    token = store.add_participant()
-    for one in plan.comparisons:
-        for aspect in QUESTIONS:
-            store.answer(token, one.key, aspect, Label.TIE if one.kind == "identical" else Label.FIRST)
-    shutil.copytree(study, folder / "study")
+    monkeypatch.setattr(PostTrainer, "train", small)
+    before = set(sys.modules)
+    yield folder
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(folder)):
+            del sys.modules[name]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", RUN)
-def test_a_command_of_the_pages_runs(line: str, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = smaller(line)
-    monkeypatch.chdir(world)
-    monkeypatch.syspath_prepend(ROOT)
+@pytest.mark.parametrize("page", RUN, ids=page_name)
+def test_a_page_runs_as_written(page: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    namespace = types.ModuleType("page_of_the_documentation")
+    monkeypatch.setitem(sys.modules, namespace.__name__, namespace)
+    for block in blocks(page):
+        if block.not_run:
+            continue
+        if block.language == "python" and block.title:
+            (home / block.title).write_text(block.text, encoding="utf-8")
+        elif block.language == "python":
+            place = "\n" * block.line + block.text
+            exec(compile(place, str(page), "exec"), namespace.__dict__)
+        elif block.language in SHELL:
+            for line in lines(block.text):
+                run(line, block, monkeypatch)
+    assert CLAIMS.get(page_name(page), Path.is_dir)(home)
+
+
+def run(line: str, block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run one line of a shell block, which must succeed; forms and installations are left out."""
+    if FORM in line or shlex.split(line)[0] in INSTALLS or line.startswith(SERVERS):
+        return
+    if not line.startswith("flowportrait ") or " && " in line or " | " in line:
+        done = subprocess.run(["bash", "-ec", line], capture_output=True, text=True, env=shell_environment())
+        assert done.returncode == 0, f"{block.page}:{block.line}: {line}\n{done.stderr[-2000:]}"
+        return
     source = re.search(r"\s<\s*(\S+)", line)
-    if source:
-        monkeypatch.setattr(sys, "stdin", (world / source.group(1)).open())
-    if given[0] == "posttrain" and "--output" in given:
-        shutil.rmtree(world / given[given.index("--output") + 1], ignore_errors=True)
-    with io.TextIOWrapper((world / "piped").open("wb")) as pipe:
+    given_in = Path(source[1] if source else os.devnull)
+    with (
+        monkeypatch.context() as patch,
+        given_in.open(encoding="latin-1") as standard_input,
+        io.TextIOWrapper(Path(".piped").open("wb")) as pipe,
+    ):
+        patch.setattr(sys, "stdin", standard_input)
+        given = smaller(line)
         if "-" in given:
-            monkeypatch.setattr(sys, "stdout", pipe)
-        assert main(given) == 0
+            patch.setattr(sys, "stdout", pipe)
+        try:
+            code = main(given)
+        except SystemExit as end:  # help and lists end so
+            code = int(end.code or 0)
+        assert code == 0, f"{block.page}:{block.line}: {line}"
+
+
+def shell_environment() -> dict[str, str]:
+    """The environment of this process, in which the program and its package are those that are tested."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "PATH": path, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}

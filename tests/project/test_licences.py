@@ -47,7 +47,7 @@ def test_a_model_card_names_its_licence_and_the_page_repeats_it(folder: Path) ->
         assert str(card(folder)["license_link"]).startswith(BLOB)
         assert (ROOT / str(card(folder)["license_link"]).removeprefix(BLOB)).is_file()
     assert (RESEARCH in own) == (folder.name not in OTHERS)
-    page = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "licences.md").read_text(encoding="utf-8")
     rows = page[page.index(f"`weights/{folder.name}`") :].splitlines()
     row = rows[0] + next((line for line in rows[1:2] if line.startswith("| |")), "")
     named = {

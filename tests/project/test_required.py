@@ -15,7 +15,7 @@ from tests import ROOT
 from tests.required import GROUPS, groups, skips_fail
 
 SKIPPED = {
-    "test_guides.py": "import pytest\ndef test_one():\n    pytest.skip('no guide')\n",
+    "test_docs_run.py": "import pytest\ndef test_one():\n    pytest.skip('no guide')\n",
     "test_policies_sharded.py": "import pytest\npytest.importorskip('no_such_module')\ndef test_one():\n    pass\n",
     "test_marked.py": "import pytest\n@pytest.mark.browser\ndef test_one():\n    pytest.skip('no Chromium')\n",
     "test_other.py": "import pytest\ndef test_one():\n    pytest.skip('no such codec')\n",

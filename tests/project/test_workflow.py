@@ -79,5 +79,5 @@ def test_ci_forbids_skips_and_runs_every_required_group() -> None:
 
 
 def test_a_newcomer_is_told_of_the_cpu_build_of_torch() -> None:
-    for page in ("README.md", "docs/first-video.md"):
+    for page in ("README.md", "docs/tutorials/first-video.md"):
         assert "pip install torch --index-url https://download.pytorch.org/whl/cpu" in (ROOT / page).read_text("utf-8")

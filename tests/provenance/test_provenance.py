@@ -224,6 +224,7 @@ def test_the_users_own_certificate_signs(
     assert signature.intact
     assert "Example News" in signature.signer
     assert not signature.self_signed
+    assert find_credential(str(certificate), str(key)) == find_credential()
     key.write_text(own.private_key)
     with pytest.raises(BadInput, match=r"key\.pem is not the key of the first certificate"):
         find_credential()
@@ -268,7 +269,7 @@ def test_every_format_carries_tags_watermark_and_a_manifest_that_notices_a_chang
     write_video_with_provenance(
         path, clip(), Sound(np.stack([VOICE, VOICE]), 16_000, "stereo"), Provenance(VideoOrigin("portrait"), own)
     )
-    found = inspect_provenance(path)
+    found = inspect_provenance(str(path))
     assert found.tagged
     assert found.signature.intact
     assert found.signature.source_type.endswith("/trainedAlgorithmicMedia")

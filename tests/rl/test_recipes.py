@@ -285,8 +285,8 @@ def test_what_an_objective_logs_is_its_own_affair() -> None:
 
 
 def test_the_guides_own_recipe_raises_its_reward_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    guide = (ROOT / "docs" / "posttraining.md").read_text()
-    (block,) = re.findall(r"```python\n(.*?)```", guide, re.S)
+    guide = (ROOT / "docs" / "guides" / "recipes.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python title=\"better_half.py\"\n(.*?)```", guide, re.S)
     monkeypatch.setattr("flowportrait.rl.post_trainer.PostTrainer.train", lambda _: None)
     script: dict[str, Any] = {"__name__": __name__}
     exec(block, script)

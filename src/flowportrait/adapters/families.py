@@ -386,5 +386,5 @@ def family_of(pipeline: Any) -> PipelineFamily:
     known = ", ".join(pipeline for family in FAMILIES for pipeline in family.pipelines)
     raise BadInput(
         f"{name} is of no supported family: load it as one of {known}, or write a generator of three methods "
-        "(docs/own_generator.md)."
+        "(docs/guides/generators.md)."
     )

@@ -91,10 +91,10 @@ def as_generator(policy: Any, arguments: Mapping[str, Any] | None = None, name: 
     for method in GENERATOR_METHODS:
         if not callable(getattr(policy, method, None)):
             raise BadInput(
-                f"{name} has no method {method}: it takes {', '.join(GENERATOR_METHODS)} (docs/own_generator.md)."
+                f"{name} has no method {method}: it takes {', '.join(GENERATOR_METHODS)} (docs/guides/generators.md)."
             )
     if not hasattr(policy, "shape"):
-        raise BadInput(f"{name} has no shape: say the shape of one sample's latents (docs/own_generator.md).")
+        raise BadInput(f"{name} has no shape: say the shape of one sample's latents (docs/guides/generators.md).")
     return policy
 
 

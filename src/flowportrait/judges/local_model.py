@@ -56,6 +56,7 @@ class OmniSettings:
     side: int = 224
     """Pixels of the side of a video frame."""
     temperature: float = 0.7
+    """Temperature of the sampling."""
     max_tokens: int = 512
     """Maximum length of an answer in tokens."""
     seed: int = 0

@@ -70,6 +70,7 @@ class Endpoint:
     shows: MediaFormats = field(default_factory=MediaFormats)
     """What is sent of a clip or picture."""
     temperature: float = 0.7
+    """Temperature of the sampling."""
     max_tokens: int = 700
     """Maximum length of an answer in tokens."""
     top_logprobs: int = 10

@@ -36,7 +36,9 @@ class GeneratorConfig:
     hidden: int = 192
     """Width of the causal backbone."""
     layers: int = 4
+    """Layers of the causal backbone."""
     heads: int = 4
+    """Attention heads of the causal backbone."""
     chunk: int = 4
     """Frames drawn at a time; 4 are 160 ms."""
     window: int = 16
@@ -51,6 +53,7 @@ class GeneratorConfig:
     adapt: Literal["frozen", "lora", "full"] = "lora"
     """Which weights of a pretrained decoder are trained."""
     lora_rank: int = 16
+    """Rank of the adapters, with ``adapt=lora``."""
     use_vision: bool = False
     """Prepend a portrait's tokens from the pretrained model's vision tower to the speech."""
     portrait_side: int = 112
@@ -61,8 +64,11 @@ class GeneratorConfig:
     anchor: bool = True
     """Give the flow head the lip motion that a regression predicts from the sound (``LipRegression``)."""
     audio_width: int = 128
+    """Width of the audio encoder."""
     head_width: int = 320
+    """Width of the flow head."""
     head_depth: int = 4
+    """Blocks of the flow head."""
     steps: int = 6
     """Euler steps per chunk when sampling."""
     shift: float = 1.0
@@ -78,7 +84,9 @@ class GeneratorConfig:
     """Standard deviation of the noise that brows start from. Sampled brows, eyes and heads move less than real ones;
     more noise gives the amplitude back. Lips start from 1."""
     spread_eyes: float = 1.0
+    """The same of lids and gaze."""
     spread_head: float = 1.0
+    """The same of the head."""
 
     @property
     def latent_dim(self) -> int:

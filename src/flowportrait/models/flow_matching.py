@@ -1,7 +1,6 @@
 """Supervised training of the generator by conditional flow matching on motion.
 
     L = E ‖ w ⊙ ( v(x_σ, σ | h) − (ε − z) ) ‖²,   x_σ = (1−σ) z + σ ε,   h from noised history
-
     gradient = mean over processes and parts of a batch        average ← average + (1 − d)(weights − average)
 
 The parts in order: ``PretrainConfig``, the settings; the loss; ``RolloutHistory``, batches after a history that the
@@ -43,8 +42,11 @@ class PretrainConfig:
     """The settings of supervised training."""
 
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    """The network."""
     steps: int = 6000
+    """Optimiser steps."""
     batch: int = 32
+    """Windows per step."""
     windows: tuple[int, ...] = (28, 72)
     """Window lengths in frames, used in turn."""
     accumulate: int = 1
@@ -52,19 +54,21 @@ class PretrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the networks in training; ``auto`` is bf16 on a GPU that supports it."""
     learning_rate: float = 4e-4
+    """Largest learning rate."""
     schedule: Literal["cosine", "wsd"] = "cosine"
-    """Learning rate after the warm-up: half a cosine to the end, or constant with a linear decay (warm-up, stable,
-    decay)."""
+    """Learning rate after the warm-up: half a cosine to the end (``cosine``), or constant, then a linear decay."""
     decay_share: float = 0.2
     """Share of the steps over which ``wsd`` decays."""
     warmup: int = 200
+    """Steps over which the learning rate rises."""
     weight_decay: float = 0.05
+    """Weight decay of AdamW."""
     ema: float = 0.999
+    """Decay of the averaged weights, which are saved."""
     variants: int = 4
     """Augmented copies of each clip with other voices and rooms."""
     lip_steps: int = 500
-    """Steps of the lip regression; few, since it must predict unseen speakers. 0 takes the audio networks of
-    ``start_from``."""
+    """Steps of the lip regression; few, for unseen speakers. 0 takes the audio networks of ``start_from``."""
     lip_residual: float = 0.5
     """τ, the share of the lip motion not predicted from sound that training targets keep; 1 is real motion."""
     start_from: str = ""
@@ -72,8 +76,7 @@ class PretrainConfig:
     history_noise: float = 0.7
     """Largest displacement of the history, in typical changes over a chunk."""
     long_window: int = 0
-    """Frames of windows that are joined from several clips and replace ``windows`` (see ``RolloutHistory``); 0 is
-    off."""
+    """Frames of windows joined from several clips that replace ``windows`` (see ``RolloutHistory``); 0 is off."""
     own_history: bool = True
     """In long windows, continue from motion that the generator sampled instead of real motion."""
     drop_audio: float = 0.1
@@ -81,7 +84,9 @@ class PretrainConfig:
     drop_style: float = 0.2
     """Share of windows with the typical style; a portrait is dropped from as large a share of batches."""
     seed: int = 0
+    """Random seed."""
     splits: tuple[str, ...] = ("reward", "evaluation", "train")
+    """Splits of the corpus to train on."""
     held_out: tuple[str, ...] = ("dev",)
     """Splits of the corpus for the held-out loss."""
     check_every: int = 250

@@ -143,8 +143,8 @@ class AnimatePipelineOutput:
         *,
         sign: bool = True,
         watermark: bool = True,
-        certificate: Path | None = None,
-        private_key: Path | None = None,
+        certificate: str | Path | None = None,
+        private_key: str | Path | None = None,
         watch: FrameFilter | None = None,
     ) -> int:
         """Write the video in the format given by the file name: .mp4, .mov, .webm or .gif (without sound).

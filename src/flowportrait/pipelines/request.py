@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 GUIDE_DIMENSIONS = ("sync", "expression", "motion")
 """Dimensions of the latent reward that can guide a video, in the order of its outputs."""
 MAX_GUIDE_WEIGHT = 10.0
-"""Largest weight whose effect was measured (docs/preference_methods.md)."""
+"""Largest weight whose effect was measured (reports/2026-11-30-preferences.md)."""
 MAX_USEFUL_GUIDE_WEIGHT = {"sync": 10.0, "expression": 3.0, "motion": 3.0}
 """Largest weight that helps; larger ones cost more quality than they gain."""
 MAX_CANDIDATES = 64

@@ -322,11 +322,17 @@ class LatentRewardTrainingConfig:
     """Settings of the training of the latent reward."""
 
     steps: int = 700
+    """Optimiser steps."""
     batch: int = 45
+    """Pairs per step."""
     learning_rate: float = 1e-3
+    """Learning rate."""
     weight_decay: float = 0.05
+    """Weight decay of AdamW."""
     width: int = 128
+    """Width of the networks."""
     depth: int = 2
+    """Layers of the networks."""
     calibration: float = 0.1
     """λ, the weight of the second term."""
     slope: float = 1.0
@@ -338,6 +344,7 @@ class LatentRewardTrainingConfig:
     long_every: int = 3
     """Steps between two batches of longer windows."""
     seed: int = 0
+    """Random seed."""
 
 
 def train_latent_reward(

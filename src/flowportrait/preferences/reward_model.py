@@ -196,13 +196,19 @@ class MotionRewardTrainingConfig:
     """Settings of the training of the motion reward."""
 
     objective: PairObjective = "ties"
+    """The loss of a pair: Bradley–Terry with ties, plain Bradley–Terry, or regression."""
     steps: int = 300
+    """Optimiser steps."""
     batch: int = 45
+    """Pairs per step."""
     learning_rate: float = 2e-3
+    """Learning rate."""
     weight_decay: float = 0.05
+    """Weight decay of AdamW."""
     curriculum: float = 0.6
     """Share of the steps over which pairs become more subtle."""
     seed: int = 0
+    """Random seed."""
 
 
 def load_pair_batches(dataset: PreferenceDataset) -> tuple[list[PreferenceBatch], dict[str, str]]:

@@ -56,7 +56,7 @@ class SigningCredential:
     algorithm: str
 
 
-def find_credential(certificate: Path | None = None, private_key: Path | None = None) -> SigningCredential:
+def find_credential(certificate: str | Path | None = None, private_key: str | Path | None = None) -> SigningCredential:
     """Return the given pair, else that of the environment, else the self-made one in the user's configuration folder.
 
     Raises:
@@ -73,7 +73,7 @@ def find_credential(certificate: Path | None = None, private_key: Path | None = 
             "A certificate and its private key belong together: give --certificate and --private-key, or set "
             f"{' and '.join(CREDENTIAL_VARIABLES)}."
         )
-    return read_credential(certificate, private_key)
+    return read_credential(Path(certificate), Path(private_key))
 
 
 def read_credential(certificate: Path, private_key: Path) -> SigningCredential:
@@ -344,7 +344,7 @@ def _sign(source: Any, target: Any, manifest: dict[str, Any], credential: Signin
             return bytes(builder.sign(signer, manifest["format"], source, target))
     except c2pa.C2paError as error:
         raise BadInput(
-            f"The video cannot be signed with this certificate ({error}): see docs/provenance.md."
+            f"The video cannot be signed with this certificate ({error}): see docs/guides/provenance.md."
         ) from error
 
 

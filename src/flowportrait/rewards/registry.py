@@ -219,25 +219,38 @@ class RewardWeights:
     judge: float = 0.5
     """Weight of the judge."""
     perceptual: float = 0.3
+    """Weight of likeness between frames, and with the portrait."""
     temporal: float = 0.2
+    """Weight of temporal consistency: change that optical flow does not explain."""
     judge_by: str = MEASURED_JUDGE
     """The judge: ``measured`` (lip sync, expressiveness and smoothness), or the name of a registered reward."""
     sync_share: float = 0.7
     """Share of lip sync in the weight of the measured judge. Expressiveness and smoothness have half of the rest
     each."""
     sync: float = 0.0
+    """Weight of lip sync, beyond its share in the judge."""
     expressiveness: float = 0.0
+    """Weight of motion as lively as that of real speakers, beyond its share in the judge."""
     smoothness: float = 0.0
+    """Weight of motion without trembling, beyond its share in the judge."""
     silent_lip: float = 0.0
+    """Weight of lips that are closed in silence."""
     eyes: float = 0.0
+    """Weight of blinks and gaze like those of real people."""
     head: float = 0.0
+    """Weight of head motion like that of real people."""
     identity: float = 0.0
+    """Weight of likeness to the person in the portrait."""
     sharpness: float = 0.0
+    """Weight of sharp eyes and mouth."""
     realness: float = 0.0
+    """Weight of pixel statistics like those of real faces."""
     self_confidence: float = 0.0
+    """Weight of the policy's own likelihood of its samples (SOLACE)."""
     other: dict[str, float] = field(default_factory=dict)
     """Weights of any other rewards, by name or as MODULE:NAME: ``rewards.other.NAME=WEIGHT``."""
     options: RewardOptions = field(default_factory=RewardOptions)
+    """Settings of the rewards themselves."""
 
     def __post_init__(self) -> None:
         at_least(self, judge=0, **dict.fromkeys(WEIGHTED_REWARDS, 0))

@@ -141,6 +141,7 @@ class AllSteps:
     """A plan with noise at every step but the last (Flow-GRPO, 2505.05470)."""
 
     steps: int = 6
+    """Denoising steps from noise to sample."""
     shift: float = 1.0
     """Shift of the noise schedule; 1 is even."""
     trained: int | None = None
@@ -167,10 +168,15 @@ class SlidingWindow:
     """
 
     steps: int = 6
+    """Denoising steps from noise to sample."""
     shift: float = 1.0
+    """Shift of the noise schedule; 1 is even."""
     width: int = 2
+    """Number of stochastic steps in the window."""
     dwell: int = 10
+    """Iterations until the window moves on."""
     order: Literal["progressive", "random"] = "progressive"
+    """Whether the window moves from noise to sample, or to a random place."""
 
     def __post_init__(self) -> None:
         at_least(self, steps=2, shift=1e-3, width=1, dwell=1)
@@ -195,9 +201,13 @@ class SingleStep:
     """
 
     steps: int = 6
+    """Denoising steps from noise to sample."""
     shift: float = 1.0
+    """Shift of the noise schedule; 1 is even."""
     first_steps: int = 3
+    """The stochastic step is one of this many first steps."""
     shared: bool = False
+    """Whether all groups of an iteration have the same stochastic step."""
 
     earlier_keys = (("among", "first_steps"),)
 
@@ -217,7 +227,9 @@ class OdePlan:
     """A plan without noise, for objectives that need only final samples or the deterministic path to them."""
 
     steps: int = 6
+    """Denoising steps from noise to sample."""
     shift: float = 1.0
+    """Shift of the noise schedule; 1 is even."""
     keep_path: bool = False
     """Record the states of all steps."""
 
@@ -238,7 +250,9 @@ class Branching:
     """
 
     steps: int = 6
+    """Denoising steps from noise to sample."""
     shift: float = 1.0
+    """Shift of the noise schedule; 1 is even."""
     forks: int = 1
     """Forks per iteration; the step and the chunk of each are drawn at random."""
     elsewhere: Literal["ode", "sde"] = "ode"

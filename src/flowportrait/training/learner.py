@@ -34,7 +34,9 @@ class SlowCopy:
     """
 
     rate: float = 1e-3
+    """Increase of the decay d per iteration."""
     max_decay: float = 0.5
+    """Largest decay d."""
 
     earlier_keys = (("most", "max_decay"),)
 

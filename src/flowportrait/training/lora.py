@@ -20,7 +20,9 @@ class LoraSettings:
     """The settings of low-rank adapters."""
 
     rank: int = 8
+    """Rank of the adapters."""
     alpha: float = 16.0
+    """Scale of the adapters: their output is multiplied by alpha / rank."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Ends of the names of the linear layers that get adapters."""
 

@@ -31,6 +31,7 @@ class NFT:
     """
 
     beta: float = 1.0
+    """Weight β of the live velocity in the implicit better and worse velocities."""
     span: float = 1.0
     """Advantage at which a sample counts as completely good (r = 1)."""
     states: int = 6
@@ -82,10 +83,13 @@ class RWR:
     """
 
     temperature: float = 0.5
+    """Temperature τ of the weights exp(A/τ)."""
     max_weight: float = 10.0
+    """Largest weight of a sample."""
     states: int = 6
     """Noised states per chunk."""
     needs: frozenset[str] = frozenset()
+    """Further weights whose velocities the loss compares with."""
     whole_groups = False
     earlier_keys = (("most", "max_weight"),)
 
@@ -115,8 +119,11 @@ class Distil:
     """
 
     temperature: float = 1.0
+    """Temperature τ of the weights exp(A/τ)."""
     max_weight: float = 5.0
+    """Largest weight of a sample."""
     needs: frozenset[str] = frozenset({"teacher"})
+    """Further weights whose velocities the loss compares with."""
     whole_groups = False
     earlier_keys = (("most", "max_weight"),)
 

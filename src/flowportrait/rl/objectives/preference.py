@@ -39,12 +39,15 @@ class DPO:
     """
 
     beta: float = 100.0
+    """How strongly a pair moves the policy away from the reference (β)."""
     level: Literal["constant", "derived"] = "constant"
+    """Whether β is the same at every noise level, or β(1 − σ)², as derived."""
     states: int = 6
     """Noised states per chunk."""
     anchor: float = 0.0
     """Weight of the matching loss of the winner."""
     needs: frozenset[str] = frozenset({"ref"})
+    """Further weights whose velocities the loss compares with."""
     whole_groups = True
 
     def __post_init__(self) -> None:
@@ -137,9 +140,11 @@ class Threshold:
     """
 
     beta: float = 100.0
+    """How strongly a sample moves the policy away from the reference (β)."""
     states: int = 6
     """Noised states per chunk."""
     needs: frozenset[str] = frozenset({"ref"})
+    """Further weights whose velocities the loss compares with."""
     whole_groups = False
 
     def __post_init__(self) -> None:

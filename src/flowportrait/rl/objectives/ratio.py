@@ -34,8 +34,11 @@ class ClippedRatio:
     """
 
     clip_low: float = 0.2
+    """Lower bound of the ratio: 1 − clip_low."""
     clip_high: float = 0.2
+    """Upper bound of the ratio: 1 + clip_high."""
     reduce: Reduce = "sum"
+    """Whether the log-ratio of a transition is the sum or the mean over its numbers."""
     form: Literal["exact", "guard"] = "exact"
     """``guard``: RatioNorm of GRPO-Guard (2510.22319), ρ = exp(reduce b·ε·Δv), which is centred and has the same scale
     at every step."""
@@ -43,10 +46,12 @@ class ClippedRatio:
     """``divergence``: the mask of Flow-DPPO. A transition that moves in the direction of its advantage is left out once
     its divergence ½k²Δv² exceeds ``divergence``, at any ratio."""
     divergence: float = 0.02
+    """The limit of ``trust=divergence``."""
     step_weight: Literal["even", "rectified", "noise"] = "even"
     """``rectified``: w = s/|b|, which removes the gradient scale of the step (Flash-GRPO, LongCat-Video), or 1/|b| with
     ``form=guard``. ``noise``: w = s, a larger weight for steps that explore more (TempFlow-GRPO)."""
     kl_weight: float = 0.02
+    """Weight of the KL divergence from the reference."""
     kl_space: Literal["v", "x", "exact"] = "exact"
     """``exact``: ½k²‖v − v_ref‖², the KL of the transition; ``x``: b²‖v − v_ref‖²; ``v``: ‖v − v_ref‖². It is reduced
     like the ratio."""
@@ -157,8 +162,11 @@ class SequenceRatio:
     """
 
     clip_low: float = 0.015
+    """Lower bound of the ratio of a clip: 1 − clip_low."""
     clip_high: float = 0.02
+    """Upper bound of the ratio of a clip: 1 + clip_high."""
     needs: frozenset[str] = frozenset({"old"})
+    """Further weights whose velocities the loss compares with."""
     whole_groups = False
 
     def __post_init__(self) -> None:
@@ -199,7 +207,9 @@ class AWM:
     states: int = 6
     """Noised states per chunk."""
     weight: Literal["one", "sigma", "sigma_squared"] = "one"
+    """Weight of a noise level in the matching loss: 1, σ or σ²."""
     clip: float = 0.2
+    """Bounds of the ratio: 1 ± clip."""
     kl_weight: float = 0.02
     """Weight of ‖v − v_ref‖²."""
     whole_groups = False
@@ -257,9 +267,13 @@ class KVPO:
     """
 
     temperature: float = 0.05
+    """Temperature τ of the softmax over the samples of a group."""
     clip_low: float = 0.1
+    """Lower bound of the ratio: 1 − clip_low."""
     clip_high: float = 0.2
+    """Upper bound of the ratio: 1 + clip_high."""
     kl_weight: float = 0.1
+    """Weight of the KL divergence from the reference."""
     whole_groups = True
 
     def __post_init__(self) -> None:

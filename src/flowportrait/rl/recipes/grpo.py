@@ -26,7 +26,7 @@ FLOW_GRPO_CARD = Card(
         "6 times at six even steps and 6 to 28 times on their ten steps shifted by 3."
     ),
     why={
-        "eta": "less than the authors' 0.7; what other values earn is in docs/results.md",
+        "eta": "less than the authors' 0.7; what other values earn is in reports/2026-11-30-recipes.md",
         "plan.steps": "as many as are delivered",
         "frames": "2.9 s, FlowPortrait's clips being 2 to 3",
         "groups": "96 clips an iteration with 16 siblings each, for one machine; the authors make 48 groups of 24",

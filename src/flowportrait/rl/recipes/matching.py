@@ -83,7 +83,8 @@ NFT_REGIONS_CARD = Card(
         "learning_rate": "with the long average below, over nft's",
         "ema": "the average of fifty updates: small batches are noisy",
         "rewards": (
-            "motion alone is read, so that an iteration costs 4 s of one core; weights by trial, docs/results.md"
+            "motion alone is read, so that an iteration costs 4 s of one core; weights by trial, "
+            "reports/2026-11-30-recipes.md"
         ),
         "allocation.regions": "each reward pays what it looks at",
     },
@@ -161,6 +162,6 @@ L = [r_teacher > r_student] exp(A / tau) |v(x_s, s) - u|^2
         "frames": "six seconds, so that the past is the student's own",
         "learning_rate": "regression bears more than a ratio",
         "ema": "a long average",
-        "iterations": "students catch up within a few, docs/few-steps.md",
+        "iterations": "students catch up within a few, reports/2026-11-30-few-steps.md",
     },
 )

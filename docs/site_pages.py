@@ -78,7 +78,7 @@ def pages() -> dict[str, str]:
     recipes = {f"reference/recipes/{name}.md": recipe_page(name, claims[name]) for name in CARDS}
     return {
         "reference/command-line.md": command_line_page(),
-        "reference/recipes.md": recipes_page(claims),
+        "reference/recipes.md": recipes_page(),
         "reference/changelog.md": (ROOT / "CHANGELOG.md").read_text("utf-8"),
         "contributing.md": (ROOT / "CONTRIBUTING.md").read_text("utf-8").replace(*ARCHITECTURE),
         **recipes,
@@ -108,6 +108,11 @@ def command_line_page() -> str:
     return "\n".join(lines)
 
 
+def _note(default: str) -> str:
+    """Return what follows the meaning of an option."""
+    return " **Required.**" if default == "required" else f" Default: {default}." if default else ""
+
+
 def option_class(name: str) -> type[Any]:
     """Return the dataclass with the options of a command."""
     module, _, function = COMMANDS[name].function.partition(":")
@@ -122,9 +127,9 @@ def _anchor(name: str) -> str:
 
 def _command_section(name: str) -> list[str]:
     kind = option_class(name)
-    rows = [f"| {option} | {value} | {default} | {help_} |" for option, value, default, help_ in option_rows(kind)]
+    rows = [f"| {option} {value} | {help_}{_note(default)} |" for option, value, default, help_ in option_rows(kind)]
     lines = [f"## flowportrait {name}", "", (kind.__doc__ or "").strip().replace("\n    ", "\n"), ""]
-    lines += ["| option | value | default | meaning |", "|---|---|---|---|", *rows, ""]
+    lines += ["| option | meaning |", "|---|---|", *rows, ""]
     if name == "posttrain":
         lines += ["The settings of each recipe, for `--set` or as options, are in [recipes](recipes.md).", ""]
     elif hasattr(kind, "configuration"):
@@ -203,17 +208,15 @@ def _cell(text: str) -> str:
 # Recipes
 
 
-def recipes_page(claims: dict[str, list[str]]) -> str:
+def recipes_page() -> str:
     """Return the page that lists the recipes and the settings that all have."""
-    rows = [
-        f"| [{name}](recipes/{name}.md) | {_cell(card.source)} | {len(claims[name])} |" for name, card in CARDS.items()
-    ]
+    rows = [f"| [{name}](recipes/{name}.md) | {_cell(card.source)} |" for name, card in CARDS.items()]
     return "\n".join([
         "# Recipes and settings", "",
         "This page lists the methods of post-training and all settings of a run. A recipe is a configuration of one "
         "trainer; its page says where the method comes from, what it optimises, and the reasons for its settings. "
         "The pages are made from the code.", "",
-        "| recipe | source | tests that name it |", "|---|---|---|", *rows, "",
+        "| recipe | source (arXiv number) |", "|---|---|", *rows, "",
         "Tests that every recipe passes: " + "; ".join(claims_of_all()) + ".", "",
         "## Settings of a run", "",
         "Change a setting with `--set KEY=VALUE`, with `--KEY VALUE`, or in Python with "

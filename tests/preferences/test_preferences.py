@@ -113,7 +113,7 @@ def test_what_must_not_be_learned_from_is_counted_and_left_out(tmp_path: Path) -
     assert found.counts["aspects"]["sync"]["disputed"] == 1
 
 
-def test_one_annotator_and_nothing_but_ties_are_said() -> None:
+def test_a_single_annotator_and_only_ties_are_reported() -> None:
     found = inspect(*(pair(str(n), label=Label.TIE, annotator="ann") for n in range(3)))
     assert any("One annotator only" in sentence for sentence in found.sentences)
     assert any("100% ties" in sentence for sentence in found.sentences)

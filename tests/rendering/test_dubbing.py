@@ -163,7 +163,7 @@ def test_nothing_is_drawn_onto_what_comes_before_the_mouth(
     expected = changes(whole, iter_frames(path))
     np.testing.assert_allclose(change[[0, 1, -2, -1]], expected[[0, 1, -2, -1]], rtol=0.15)
     kept = covered + 4
-    assert dub.summary() == f"{kept} of 34 frames kept their own lips: in {kept} something is before the mouth."
+    assert dub.summary() == f"{kept} of 34 frames kept their own lips: in {kept} something covers the mouth."
 
 
 def test_ordinary_footage_takes_new_lips_in_every_frame(video: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_video_whose_mouth_is_always_hidden_is_refused(tmp_path: Path, found: 
     hidden = PHOTO.copy()
     microphone(hidden, found[0], np.zeros(3))
     write_video(tmp_path / "singer.mp4", [hidden] * COUNT, None, crf=0)
-    with pytest.raises(BadInput, match=r"Nothing can be dubbed in .*: in 9 something is before the mouth \(of 9 f"):
+    with pytest.raises(BadInput, match=r"Nothing can be dubbed in .*: in 9 something covers the mouth \(of 9 f"):
         track_face_in_video(tmp_path / "singer.mp4")
 
 

@@ -326,7 +326,7 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
         read_state(run, tmp_path / "elsewhere")
 
 
-def test_another_recipe_is_refused_and_other_settings_are_said(
+def test_another_recipe_is_refused_and_changed_settings_print_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_state(trainer(SMALL), tmp_path / "run" / "state")

@@ -124,7 +124,7 @@ def test_regions_paid_alike_are_none(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted({*EXACT, *FIRST} - {"nft", "rwr", "distil", "kvpo"}))
-def test_a_region_that_nothing_pays_is_left_alone(name: str) -> None:
+def test_a_region_without_a_reward_is_left_alone(name: str) -> None:
     """But for objectives in which an average sample is learned from as well, or siblings are a choice as a whole."""
     objective = (EXACT | FIRST)[name]
     if name in FIRST:

@@ -69,7 +69,7 @@ class EncodedItems(NamedTuple):
 class PipelineGenerator:
     """A generator from a diffusers pipeline, for which the networks of the pipeline are trained.
 
-    ::
+    For example:
 
         generator = PipelineGenerator(WanImageToVideoPipeline.from_pretrained(…), {"num_frames": 49})
         policy = GeneratorPolicy(generator)

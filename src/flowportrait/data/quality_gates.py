@@ -28,24 +28,25 @@ class QualityGates:
     """Limits for clips that training uses. ``--set gate=value`` changes one."""
 
     frames: int = 20
-    """Frames at least."""
+    """Smallest number of frames."""
     eyes: float = 24.0
-    """Pixels between the outer eye corners at least, in nine frames of ten."""
+    """Smallest distance of the outer eye corners in pixels, in nine frames of ten."""
     seen: float = 0.98
-    """Share of the frames in which the tracker sees the face."""
+    """Smallest share of the frames in which the tracker finds the face."""
     yaw: float = 45.0
-    """Degrees the head is turned aside at most, in nine frames of ten."""
+    """Largest angle in degrees by which the head is turned aside, in nine frames of ten."""
     sharpness: float = 0.12
-    """Contrast of the finest detail over that of the face at least; 0.1 is a face blurred over a tenth of its width."""
+    """Smallest contrast of the finest detail relative to that of the face. A face blurred over a tenth of its
+    width has 0.1."""
     darkest: float = 35.0
-    """Mean brightness of the face, of 255, at least."""
+    """Smallest mean brightness of the face, of 255."""
     brightest: float = 225.0
-    """And at most."""
+    """Largest mean brightness of the face, of 255."""
     speech: float = 0.2
-    """Share of the frames in which somebody speaks, at least."""
+    """Smallest share of the frames in which somebody speaks."""
     sync: float = 0.06
-    """Margin of lips and sound in time (within two frames) over other delays at least; right sound has 0.32, the sound
-    of another sentence 0.02. Not judged below 30 frames. −2 turns it off."""
+    """Smallest margin by which lips fit the sound better in time (within two frames) than at other delays. The right
+    sound has 0.32, the sound of another sentence 0.02. Clips under 30 frames are not tested. −2 turns the gate off."""
 
     def __post_init__(self) -> None:
         at_least(self, frames=1, eyes=0, seen=0, yaw=0, sharpness=0, darkest=0, brightest=0, speech=0, sync=-2)

@@ -164,10 +164,12 @@ def evaluate(
 ) -> EvaluationReport:
     """Measure the videos of one or several systems and compare them.
 
+    For example:
+
         fp.evaluate({"ours": "out/", "theirs": "other/"}, real="clips/").to_html("report.html")
 
     Videos with the same file name in different systems are compared as pairs. A file that cannot be measured is left
-    out and listed in the report. Tracks of a file are cached under the hash of its content.
+    out and listed in the report. What was found in a file is cached under the hash of its content.
 
     Args:
         systems: the systems by name; or one folder of videos.

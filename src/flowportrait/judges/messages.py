@@ -65,8 +65,8 @@ class Endpoint:
     model: str = ""
     """The model's name on the server."""
     key_env: str = ""
-    """Environment variable that holds the key, FLOWPORTRAIT_…_KEY, with the host it is for in FLOWPORTRAIT_…_HOST;
-    empty: OPENAI_API_KEY if ``url`` is OpenAI's, and no key elsewhere."""
+    """Environment variable that holds the key, ``FLOWPORTRAIT_…_KEY``, with the host it is for in
+    ``FLOWPORTRAIT_…_HOST``; empty: OPENAI_API_KEY if ``url`` is OpenAI's, and no key elsewhere."""
     shows: MediaFormats = field(default_factory=MediaFormats)
     """What is sent of a clip or picture."""
     temperature: float = 0.7

@@ -84,9 +84,9 @@ class GeneratorConfig:
     """Standard deviation of the noise that brows start from. Sampled brows, eyes and heads move less than real ones;
     more noise gives the amplitude back. Lips start from 1."""
     spread_eyes: float = 1.0
-    """The same of lids and gaze."""
+    """Standard deviation of the noise that lids and gaze start from."""
     spread_head: float = 1.0
-    """The same of the head."""
+    """Standard deviation of the noise that the head starts from."""
 
     @property
     def latent_dim(self) -> int:

@@ -83,7 +83,7 @@ class AnimatePipeline:
         name: str = "the generator",
         display: ProgressDisplay | None = None,
     ) -> None:
-        """Put a pipeline together from its networks.
+        """Create a pipeline from networks that are already loaded; ``from_pretrained`` loads them.
 
         Args:
             generator: the network that generates motion from speech.

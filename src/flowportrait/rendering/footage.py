@@ -30,7 +30,7 @@ Progress = Callable[[Iterable[Any], int | None, str], Iterable[Any]]
 
 NO_FACE, COVERED, OUTSIDE, SIDEWAYS, ASIDE = range(1, 6)
 REASONS = {
-    NO_FACE: "no face is found", COVERED: "something is before the mouth",
+    NO_FACE: "no face is found", COVERED: "something covers the mouth",
     OUTSIDE: "the mouth is outside the picture", SIDEWAYS: "the face lies on its side",
     ASIDE: "the head is turned aside",
 }  # fmt: skip

@@ -47,7 +47,7 @@ class MouthInterior(Protocol):
 class Renderer:
     """Draws one portrait: prepared once (in about half a second), then called with any number of frames.
 
-    ::
+    For example:
 
         renderer = Renderer(Portrait.from_image(read_image("photo.jpg")))
         frames = list(renderer(landmarks))          # [T, 478, 3] -> T x [512, 512, 3]

@@ -258,7 +258,7 @@ class VideoLatents:
 class VaeCodec:
     """Encodes and decodes video with one frozen autoencoder.
 
-    ::
+    For example:
 
         codec = VaeCodec.from_pretrained("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", subfolder="vae")
         latents = codec.encode(frames)             # [T, H, W, 3] uint8 -> values [1 + (T - 1) / 4, 16, H / 8, W / 8]

@@ -111,9 +111,9 @@ class EventLog:
 
 
 class Callback:
-    """User code that is called while a run trains. Override the methods you need; by default they do nothing.
+    """User code that is called while a run trains. Override the methods that you need; by default they do nothing.
 
-    ::
+    For example:
 
         class Patience(Callback):
             def on_evaluate(self, metrics):

@@ -63,20 +63,26 @@ RewardsLike = CompositeReward | Sequence[RewardLike] | Mapping[str, float]
 class PostTrainer:
     """Trains a generator by reinforcement learning on portraits, speech or texts.
 
-    ::
+    For example:
 
-        trainer = PostTrainer("sft", rewards=["sync", my_reward], config=PostTrainConfig.from_recipe("nft", groups=4),
-                              train_prompts="mine/", eval_prompts="held_out/", output_dir="runs/nft")
+        trainer = PostTrainer(
+            "sft",
+            rewards=["sync", my_reward],
+            config=PostTrainConfig.from_recipe("nft", groups=4),
+            train_prompts="mine/",
+            eval_prompts="held_out/",
+            output_dir="runs/nft",
+        )
         trainer.train(resume=True)
         trainer.save_pretrained("out/")
 
     Several processes (``accelerate launch``) train together.
 
     Args:
-        policy: the generator to train. Of the built-in generator: a shipped checkpoint (``sft``, ``rl``), the folder
-            of a checkpoint or of a run, ``org/name`` on the Hub, or an ``ARFlow`` object. Of third parties: a pipeline
-            of diffusers (the object, its folder or its hub name), ``MODULE:NAME``, an entry point of the group
-            ``policies``, or an object with the methods of ``adapters.policy.Generator``.
+        policy: the generator to train. The built-in generator is named by a shipped checkpoint (``sft``, ``rl``), the
+            folder of a checkpoint or of a run, ``org/name`` on the Hub, or an ``ARFlow`` object. Other generators are
+            a pipeline of diffusers (the object, its folder or its name on the Hub), ``MODULE:NAME``, an entry point
+            of the group ``flowportrait.policies``, or an object with the methods of ``adapters.policy.Generator``.
         rewards: names, ``MODULE:NAME``, classes, objects or plain functions of a batch, with equal weights; or a
             mapping from names to weights. The default is the rewards of the config.
         config: the recipe with its settings, or the name of a recipe.

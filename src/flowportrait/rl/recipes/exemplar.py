@@ -9,7 +9,6 @@ from flowportrait.rl.objectives.ratio import AWM
 from flowportrait.rl.plan import OdePlan
 from flowportrait.rl.recipes.card import Card
 
-PORTRAITGEN = "PortraitGen, 2606.26930"
 PAPER_METHOD = "Real examples, inverted, are part of each group of samples; dual reward, no reconstruction loss."
 
 EXEMPLAR_RATIO_CARD = Card(
@@ -18,7 +17,7 @@ EXEMPLAR_RATIO_CARD = Card(
         exemplars=Exemplars(),
         frames=28,
     ),
-    source=PORTRAITGEN,
+    source="PortraitGen, 2606.26930",
     equation="as flow-grpo, with the transitions of a real clip beside the samples'",
     paper=PAPER_METHOD,
     verified="The abstract, and what one reader notes of the paper.",
@@ -41,7 +40,7 @@ EXEMPLAR_AWM_CARD = Card(
         frames=28,
         learning_rate=1e-4,
     ),
-    source=PORTRAITGEN,
+    source="PortraitGen, 2606.26930",
     equation="as awm, with the real clip as one more sample: noised directly, it needs no path and no ratio",
     paper=PAPER_METHOD,
     verified="The abstract, and what one reader notes of the paper.",
@@ -64,7 +63,7 @@ EXEMPLAR_DPO_CARD = Card(
         groups=12,
         learning_rate=2e-5,
     ),
-    source=PORTRAITGEN,
+    source="PortraitGen, 2606.26930",
     equation="as flow-dpo, the real clip the winner and the group's worst sample the loser",
     paper=PAPER_METHOD,
     verified="The abstracts.",

@@ -48,8 +48,8 @@ MEASUREMENTS: dict[str, dict[str, str]] = {
         "watermark": "survival, false detections and cost of the watermark",
     },
     "data": {
-        "prepare": "how fast videos become a corpus, and whom the sync gate turns away",
-        "newcomer": "from a clone to one's own video, as the first tutorial tells it",
+        "prepare": "how fast videos become a corpus, and which clips the sync gate rejects",
+        "newcomer": "the time from a clone to a first video, by the commands of the first tutorial",
     },
     "picture": {
         "reenact": "self-reenactment of unseen speakers against the true frames",
@@ -66,7 +66,7 @@ MEASUREMENTS: dict[str, dict[str, str]] = {
         "eyes-and-head": "blinks, gaze and head against real motion",
         "intensity": "whether motion follows the intensity that is asked for",
         "chunk-borders": "whether chunks show where they meet",
-        "noise-front-ends": "what is left of a performance in babble, by what takes the noise off",
+        "noise-front-ends": "sync and speech features in babble, by method of noise reduction",
     },
     "videos": {
         "videos": "generators as the evaluation sees finished videos",
@@ -77,7 +77,7 @@ MEASUREMENTS: dict[str, dict[str, str]] = {
     "latents": {
         "picture-generator": "a generator over autoencoder latents",
         "picture-posttrain": "post-training of that generator",
-        "autoencoder": "what is lost on the way through an autoencoder",
+        "autoencoder": "the picture quality that an autoencoder loses",
     },
     "portraitgen": {
         "portraitgen": "exemplars, dual reward and the portrait benchmark",

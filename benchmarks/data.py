@@ -15,11 +15,11 @@ from typing import Literal
 
 import numpy as np
 
-from benchmarks.material import Photo, Speech
+from benchmarks.material import Photo, Speech, dev_records, load_clip, spread_evenly
 from benchmarks.record import Record
 from benchmarks.timing import stopwatch
 from flowportrait.commands.options import OptionalPath
-from flowportrait.data.corpus import FaceClip, SourceVideo, corpus_records
+from flowportrait.data.corpus import SourceVideo
 from flowportrait.data.extract import extract_clips
 from flowportrait.data.prepare import PreparationConfig, prepare_corpus, prepare_video
 from flowportrait.data.quality_gates import MIN_SYNC_FRAMES, QualityGates, sync_margin
@@ -31,7 +31,7 @@ from flowportrait.media.video import iter_frames
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """How fast videos become a corpus, and which clips the sync gate rejects.
+    """Measure how fast videos become a corpus, and which clips the sync gate rejects.
 
     The parts: gate, clips of unseen speakers with their own sound, with another clip's sound, and with their own sound
     late, which should be rejected; tracking, frames per second of one core, and decoding alone; memory, what a process
@@ -44,6 +44,7 @@ class PrepareOptions:
     corpus: OptionalPath = None
     """Prepared corpus with a split dev, for gate."""
     part: tuple[Literal["gate", "tracking", "memory", "warm", "speed"], ...] = ("tracking", "memory", "warm", "speed")
+    """Parts to measure."""
     workers: int = 2
     """Processes of the whole command."""
     clips: int = 26
@@ -61,7 +62,9 @@ def prepare(options: PrepareOptions, record: Record) -> None:
         return
     if options.data is None:
         raise BadInput(f"The parts {', '.join(options.part)} need --data with footage.")
-    kinds = {name: _spread(sorted(options.data.glob(f"{name}/*.mp4")), options.clips) for name in ("anchors", "grid")}
+    kinds = {
+        name: spread_evenly(sorted(options.data.glob(f"{name}/*.mp4")), options.clips) for name in ("anchors", "grid")
+    }
     whole = sorted(options.data.glob("clips/*.mp4"))
     if not (whole and all(kinds.values())):
         raise BadInput(f"{options.data} needs videos in the folders clips, anchors and grid.")
@@ -77,15 +80,11 @@ def prepare(options: PrepareOptions, record: Record) -> None:
         _measure_command([*long, *kinds["grid"], *kinds["anchors"]], options.workers, record)
 
 
-def _spread(paths: list[Path], count: int) -> list[Path]:
-    return [paths[place] for place in np.unique(np.linspace(0, len(paths) - 1, count).astype(int))] if paths else []
-
-
 def _measure_gate(corpus: Path, record: Record) -> None:
-    records = [r for r in corpus_records(corpus) if r["split"] == "dev" and r["frames"] >= MIN_SYNC_FRAMES]
+    records = [record for record in dev_records(corpus) if record["frames"] >= MIN_SYNC_FRAMES]
     if not records:
         raise BadInput(f"{corpus} has no clips of the split dev with {MIN_SYNC_FRAMES} frames or more.")
-    clips = [FaceClip.load(corpus / "clips" / f"{one['name']}.safetensors") for one in records]
+    clips = [load_clip(corpus, one["name"]) for one in records]
     least, half = QualityGates().sync, len(clips) // 2
     late = [replace(clip, audio=np.roll(clip.audio, 6 * SAMPLES_PER_FRAME)) for clip in clips]
     swapped = [
@@ -159,15 +158,17 @@ def _measure_command(footage: list[Path], workers: int, record: Record) -> None:
 
 @dataclass(frozen=True)
 class NewcomerOptions:
-    """How long it takes from a clone to one's own video, with the commands of the first tutorial in order.
+    """Measure the time from a clone to a first video, by the commands of the first tutorial in order.
 
     ``make install``, then every ``flowportrait`` command of the page, with the photo and the speech as photo.jpg and
-    speech.wav. Packages come from wherever pip is told to look, which is most of the first. A command that fails, such
-    as one that asks for other files, is told in a note.
+    speech.wav. Most of the time of ``make install`` is the download of packages. A command that fails, such as one that
+    needs other files, is noted.
     """
 
     photo: Photo
+    """Photo of a face."""
     speech: Speech
+    """Recording of speech."""
     repository: str = "."
     """What is cloned."""
     page: Path = Path("docs/tutorials/first-video.md")

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks.material import picture_paths, read_dev_names, use_one_thread
+from benchmarks.material import picture_paths, read_dev_names, use_one_thread, write_picture
 from benchmarks.picture import arkit_motion
 from benchmarks.record import Record
 from benchmarks.scenes import (
@@ -140,7 +140,7 @@ def dubbing(options: DubbingOptions, record: Record) -> None:
     if results:
         add_drawings(record, results, "warp, mouth layers", f"{len(results)} clips", median=True)
     if options.sheet and pictures:
-        cv2.imwrite(str(options.sheet), np.vstack(pictures)[..., ::-1])
+        write_picture(options.sheet, np.vstack(pictures))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.cuts:
@@ -316,8 +316,8 @@ def occlusion(options: OcclusionOptions, record: Record) -> None:
             record.note(f"{folder}: alarms in {', '.join(names)}.")
     with FaceTracker(still=True) as tracker:
         for folder in (name for name in ("portraits", *PHOTO_FOLDERS) if (options.data / name).is_dir()):
-            own = options.data / folder
-            paths = picture_paths(own) if folder == "portraits" else dev_files(folder)
+            photo_folder = options.data / folder
+            paths = picture_paths(photo_folder) if folder == "portraits" else dev_files(folder)
             faces = find_faces(map(read_image, paths[: options.photos]), tracker, detector)
             add_alarms(record, f"{folder}, photos", np.array([face.covered > COVERED_THRESHOLD for face in faces]))
             everything += faces
@@ -331,7 +331,7 @@ def occlusion(options: OcclusionOptions, record: Record) -> None:
             cv2.putText(view, f"{face.covered:.2f}", (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 0))
         views += [np.zeros_like(views[0])] * (-len(views) % 12)
         rows = [np.hstack(views[start : start + 12]) for start in range(0, len(views), 12)]
-        cv2.imwrite(str(options.sheet), np.vstack(rows)[..., ::-1])
+        write_picture(options.sheet, np.vstack(rows))
 
 
 def add_alarms(record: Record, system: str, alarms: np.ndarray) -> None:

@@ -6,11 +6,13 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from benchmarks.material import spread_evenly
 from benchmarks.record import Record
 from benchmarks.timing import processor_seconds, stopwatch
 from flowportrait.commands.options import Inputs
@@ -34,8 +36,7 @@ def _spread_clips(inputs: tuple[Path, ...], count: int) -> list[Path]:
     """Return ``count`` videos, evenly spaced among those that are found."""
     if not inputs or count < 1:
         raise BadInput("Give videos or folders of them, and --clips of 1 or more.")
-    found = find_videos(inputs)
-    return [found[place] for place in np.unique(np.linspace(0, len(found) - 1, count).astype(int))]
+    return spread_evenly(find_videos(inputs), count)
 
 
 # --- Damage and metrics -----------------------------------------------------------------
@@ -43,7 +44,7 @@ def _spread_clips(inputs: tuple[Path, ...], count: int) -> list[Path]:
 
 @dataclass(frozen=True)
 class CorruptionsOptions:
-    """Whether every corruption moves its own metric and leaves the others alone.
+    """Measure whether every corruption moves its own metric and leaves the others alone.
 
     Real clips are damaged, written through the same codec and measured. "change" is the paired change of a metric over
     the spread of the undamaged clips, with its 95 % interval. A drawing of all changes is written to --output.
@@ -54,7 +55,9 @@ class CorruptionsOptions:
     output: Path
     """Folder of the damaged videos, of what was measured on them, and of the drawing; what is there is kept."""
     clips: int = 12
+    """Videos, evenly spaced among those that are found."""
     strength: Literal["mild", "plain", "strong"] = "plain"
+    """Strength of the damage."""
 
 
 STRENGTHS = ("mild", "plain", "strong")
@@ -119,9 +122,9 @@ def _write_damaged(clips: list[Path], folder: Path, strength: int) -> dict[str, 
                 continue
             footage = footage or _read_footage(clip)
             path.parent.mkdir(parents=True, exist_ok=True)
-            made = footage if name == UNDAMAGED else corrupt(footage, name, CORRUPTIONS[name].strengths[strength])
-            assert made.frames is not None
-            write_video(path, made.frames, made.audio)
+            damaged = footage if name == UNDAMAGED else corrupt(footage, name, CORRUPTIONS[name].strengths[strength])
+            assert damaged.frames is not None
+            write_video(path, damaged.frames, damaged.audio)
     return files
 
 
@@ -161,11 +164,11 @@ def _compare(rows: dict[str, dict[str, MetricRow]], record: Record) -> Changes:
         for metric in METRICS:
             pairs = [(row.get(metric), BEST.get(metric, rows[UNDAMAGED][clip].get(metric)))
                      for clip, row in rows.get(damage, {}).items()]  # fmt: skip
-            known = np.array([(float(after), float(before)) for after, before in pairs
+            values = np.array([(float(after), float(before)) for after, before in pairs
                               if after is not None and before is not None])  # fmt: skip
-            if len(known) < MIN_CLIPS:
+            if len(values) < MIN_CLIPS:
                 continue
-            after, before = known.T
+            after, before = values.T
             gap = bootstrap_mean(after - before)
             spread = max(float(before.std()), 0.02 * abs(float(before.mean())), SMALLEST_SPREAD.get(metric, 1e-3))
             assert gap.low is not None
@@ -204,7 +207,7 @@ def _draw(changes: Changes) -> str:
 
 @dataclass(frozen=True)
 class ThroughputOptions:
-    """How many clips a minute are measured, all metrics together and each alone, with and without the cache.
+    """Measure how many clips a minute are evaluated, all metrics together and each alone, with and without the cache.
 
     Alone means without the cache, so the video is decoded and the face tracked each time. One process is timed in
     processor seconds, several processes by the clock.
@@ -213,6 +216,7 @@ class ThroughputOptions:
     inputs: Inputs
     """Videos or folders."""
     clips: int = 8
+    """Videos, evenly spaced among those that are found."""
     workers: int = 2
     """Processes of the measurement with several."""
 
@@ -238,7 +242,7 @@ def throughput(options: ThroughputOptions, record: Record) -> None:
         add(f"everything, nothing cached, {options.workers} processes, by the clock", spent.clock)
     record.note(f"{sum(map(len, tracked))} frames; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
                 f"optical flow by {best_installed_flow().name}")  # fmt: skip
-    tracking = processor_seconds(lambda: [_track(clip) for clip in clips])
+    tracking = processor_seconds(lambda: list(map(_track, clips)))
     add("decoding and tracking alone", tracking)
     for name, part in _metric_parts(clips, tracked).items():
         add(f"{name}, alone", tracking + processor_seconds(part))
@@ -261,9 +265,9 @@ def _metric_parts(clips: list[Path], tracked: list[VideoTracks]) -> Mapping[str,
 
     return {
         "LSE-C/D, offset, LER": lambda: [measure_sync(t) for t in tracked],
-        "TFI (optical flow)": lambda: [_measure_flow(*pair) for pair in pairs],
-        "ECS (68 points)": lambda: [_measure_outline(*pair) for pair in pairs],
-        "silent lip, blinks, gaze, head": lambda: [motion(t) for t in tracked],
+        "TFI (optical flow)": lambda: list(starmap(_measure_flow, pairs)),
+        "ECS (68 points)": lambda: list(starmap(_measure_outline, pairs)),
+        "silent lip, blinks, gaze, head": lambda: list(map(motion, tracked)),
         "THEval-5": lambda: [theval_measures(t, remove_pose(t.landmarks[t.valid])[1]) for t in tracked],
         "CSIM": lambda: [compute_network_features(t, identity) for t in tracked],
         "FID- and FVD-style": lambda: [compute_network_features(t, likeness) for t in tracked],

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,14 +12,15 @@ import numpy as np
 import torch
 
 from benchmarks.drawing import codecs, draw_and_measure, generate_motion, named_checkpoints, real_motion
-from benchmarks.material import headline_clips
+from benchmarks.material import headline_clips, use_one_thread
 from benchmarks.motion_ratings import RATINGS, add_amplitudes, load_speech, rate, rating_rows
 from benchmarks.paired import Rows, compare_runs
 from benchmarks.record import Record
+from benchmarks.timing import stopwatch
 from flowportrait.commands.options import OptionalPath
 from flowportrait.data.corpus import FaceClip
 from flowportrait.errors import BadInput
-from flowportrait.evaluation.metrics import REAL
+from flowportrait.evaluation.metrics import REAL, MetricRow
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.models.sampler import sample_from_mel
 from flowportrait.pipelines.animator import Animator
@@ -57,7 +58,7 @@ class FewStepsOptions:
 
 def few_steps(options: FewStepsOptions, record: Record) -> None:
     """Compare the teacher in one step and its students with the teacher."""
-    torch.set_num_threads(1)
+    use_one_thread()
     if "videos" in options.part and (options.data is None or options.output is None):
         raise BadInput("To make videos, give --data and --output.")
     systems = {TEACHER: Animator.from_pretrained(options.teacher), ONE_STEP: Animator.from_pretrained(options.teacher)}
@@ -94,9 +95,9 @@ def add_motion(corpus: Path, systems: dict[str, Animator], record: Record) -> No
     noise = 0.1 * np.random.default_rng(0).normal(size=5 * SAMPLE_RATE).astype(np.float32)
     for name, animator in systems.items():
         generate_motion(animator, noise[:SAMPLE_RATE], 0)
-        began = time.process_time()
-        frames = len(generate_motion(animator, noise, 0))
-        record.add(name, "motion", 1e3 * (time.process_time() - began) / frames, unit="ms a frame", group="cost")
+        with stopwatch() as spent:
+            frames = len(generate_motion(animator, noise, 0))
+        record.add(name, "motion", 1e3 * spent.processor / frames, unit="ms a frame", group="cost")
     mel = load_speech(corpus)
     seeds = list(range(len(mel)))
     motion = {name: sample_from_mel(animator.generator.eval(), mel, seeds) for name, animator in systems.items()}
@@ -118,11 +119,11 @@ def add_videos(options: FewStepsOptions, systems: dict[str, Animator], record: R
         def motion(clip: FaceClip, seed: int, system: str = system) -> torch.Tensor:
             return real_motion(clip) if system == REAL else generate_motion(systems[system], clip.audio, seed)
 
-        folder, own = options.output / system.replace(" ", "_"), {}
+        folder, system_rows = options.output / system.replace(" ", "_"), dict[str, MetricRow]()
         for index, (name, clip) in enumerate(clips.items()):
-            own[name] = draw_and_measure(
-                folder / f"{name}.mp4", people[index % len(people)], lambda clip=clip, seed=index: motion(clip, seed),
+            system_rows[name] = draw_and_measure(
+                folder / f"{name}.mp4", people[index % len(people)], partial(motion, clip, index),
                 clip.audio, options.output / "tracks",
             )  # fmt: skip
-        rows[system] = own
+        rows[system] = system_rows
     compare_runs(record, rows, METRIC_KEYS, baseline=TEACHER, group="finished videos")

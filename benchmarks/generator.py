@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
@@ -13,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.material import choice_clips, mean_of_known, measure_frames, portraits, use_one_thread
+from benchmarks.drawing import codecs, draw_and_measure, generate_motion, real_motion
+from benchmarks.material import choice_clips, load_clip, mean_of_known, use_one_thread
+from benchmarks.paired import metric_value
 from benchmarks.record import Record
 from benchmarks.sentences import Sentences, System, SystemOptions, babble, gate_noise, load_systems, recorded_voices
-from flowportrait.data.corpus import FaceClip
+from benchmarks.timing import stopwatch
 from flowportrait.data.motion_dataset import MotionClip, load_motion_clips
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.motion_metrics import count_blinks, eye_aperture, gaze_std, head_range
@@ -31,7 +32,6 @@ from flowportrait.models.speech_encoder import STYLE_LIPS
 from flowportrait.models.training_clips import lip_opening_per_number
 from flowportrait.pipelines.animator import Animator
 from flowportrait.rendering.motion_basis import BLINK, BROWS, HEAD, LOWER_FACE, MotionBasis
-from flowportrait.rendering.renderer import MotionCodec
 from flowportrait.rewards.sync import MotionSyncExpert
 
 # --- Unseen speakers --------------------------------------------------------------------
@@ -77,22 +77,22 @@ def measure_motion(
 ) -> tuple[dict[str, np.ndarray], float]:
     """Return figures by clip, and milliseconds of processor for a frame."""
     sounds = np.concatenate([np.roll(clean, 1, 0), clean], 1) if lead else clean
-    heard = np.stack([system.damage(wave) for wave in sounds])
+    damaged_sounds = np.stack([system.damage(wave) for wave in sounds])
     mel, real = torch.stack([log_mel(wave) for wave in clean]), torch.stack([clip.motion[:frames] for clip in clips])
-    started = time.process_time()
-    made = sample_motion(system.model, heard, list(range(len(clips))), enhancer=system.enhancer)
-    cost = 1e3 * (time.process_time() - started) / made[..., 0].numel()
-    made = made[:, -frames:]
-    gaps = [track @ lip_opening_per_number() for track in (made, real)]
-    spreads = [track[..., LOWER_FACE].std(1).mean(-1) for track in (made, real)]
+    with stopwatch() as spent:
+        samples = sample_motion(system.model, damaged_sounds, list(range(len(clips))), enhancer=system.enhancer)
+    cost = 1e3 * spent.processor / samples[..., 0].numel()
+    samples = samples[:, -frames:]
+    gaps = [track @ lip_opening_per_number() for track in (samples, real)]
+    spreads = [track[..., LOWER_FACE].std(1).mean(-1) for track in (samples, real)]
     figures = {
         "lip gap": correlation(*gaps).numpy(),
-        "lower face": correlation(made[..., :8].mT, real[..., :8].mT).mean(-1).numpy(),
+        "lower face": correlation(samples[..., :8].mT, real[..., :8].mT).mean(-1).numpy(),
         "amplitude": (spreads[0] / spreads[1].mean()).numpy(),
-        "sync": MotionSyncExpert.load().score(made, mel)[1].numpy(),
+        "sync": MotionSyncExpert.load().score(samples, mel)[1].numpy(),
     }
     if system.enhancer:
-        waves = [normalize_loudness(wave) for wave in heard]
+        waves = [normalize_loudness(wave) for wave in damaged_sounds]
         mels = [log_mel(wave) for wave in waves]
         same = [torch.equal(denoise_mel(system.enhancer, m, w)[0], m) for m, w in zip(mels, waves, strict=True)]
         figures["sound left as it was"] = np.array(same, float)
@@ -261,8 +261,7 @@ class ChunkBordersOptions:
 def chunk_borders(options: ChunkBordersOptions, record: Record) -> None:
     """Measure real motion, then generators with each strength of the filter."""
     use_one_thread()
-    clips, codecs = choice_clips(options.corpus, options.clips), [MotionCodec(p) for p in portraits(options.data, 256)]
-    basis = MotionBasis.load()
+    clips, people = choice_clips(options.corpus, options.clips), codecs(options.data)
 
     def measure(system: str, tracks: Sequence[torch.Tensor]) -> dict[str, np.ndarray]:
         for part, numbers in (("lips", LOWER_FACE), ("lids", BLINK)):
@@ -271,21 +270,23 @@ def chunk_borders(options: ChunkBordersOptions, record: Record) -> None:
             record.add(system, f"{part} inside chunks", inside)
         rows = []
         for index, ((name, clip), track) in enumerate(zip(clips.items(), tracks, strict=True)):
-            path, frames = options.output / system / f"{name}.mp4", codecs[index % len(codecs)].decode(track)
-            rows.append(measure_frames(path, frames, clip.audio, _VIDEO_METRICS))
-        figures = {title: np.array([row[key] for row in rows]) for key, title in _VIDEO_METRICS.items()}
+            path, codec = options.output / system / f"{name}.mp4", people[index % len(people)]
+            rows.append(draw_and_measure(path, codec, track, clip.audio))
+        figures = {
+            title: np.array([metric_value(row, key) for row in rows], float) for key, title in _VIDEO_METRICS.items()
+        }
         for title, values in figures.items():
             record.add(system, title, mean_of_known(values))
         return figures
 
-    measure("real", [basis.encode(clip.landmarks, clip.blendshapes)[0] for clip in clips.values()])
+    measure("real", list(map(real_motion, clips.values())))
     for name in options.checkpoints:
         first: dict[str, np.ndarray] = {}
         for share in options.shares:
             animator = Animator.from_pretrained(name)
             animator.generator.config = replace(animator.generator.config, ease=share)
             system = f"{Path(name).name}_{share:g}"
-            tracks = [torch.cat(list(animator.motion(clip.audio, seed=i))) for i, clip in enumerate(clips.values())]
+            tracks = [generate_motion(animator, clip.audio, index) for index, clip in enumerate(clips.values())]
             figures = measure(system, tracks)
             for title, values in first.items():
                 record.add(system, f"change of {title}", mean_of_known(figures[title] - values))
@@ -304,7 +305,7 @@ def acceleration_at_borders(tracks: Sequence[torch.Tensor], chunk: int = 4) -> t
     return float(torch.cat(beside).mean()), float(torch.cat(inside).mean())
 
 
-# --- What takes the noise off -----------------------------------------------------------
+# --- Noise reduction --------------------------------------------------------------------
 
 FRAMES = 72
 """Frames of a piece that are measured: whole chunks."""
@@ -316,12 +317,12 @@ MOST_PIECES = 20
 
 @dataclass(frozen=True)
 class NoiseFrontEndsOptions:
-    """Measure what is left of a performance in babble, by what takes the noise off.
+    """Measure sync and speech features in babble, by method of noise reduction.
 
-    Pieces of 3 s of English voices that nothing was trained on, each after another piece under the same babble. Left of
-    sync, and the mean squared difference of the generator's features from the clean ones, in variances of these. Front
-    ends: none (should lose), spectral gating (``pip install noisereduce``), the enhancer's GRU alone, the enhancer as
-    it ships.
+    Pieces of 3 s of English voices that nothing was trained on, each after another piece under the same babble. Sync as
+    a share of that with clean sound, and the mean squared difference of the generator's features from the clean ones,
+    in variances of these. Front ends: none (should lose), spectral gating (``pip install noisereduce``), the enhancer's
+    GRU alone, the enhancer as it ships.
     """
 
     corpus: Path
@@ -344,18 +345,18 @@ def noise_front_ends(options: NoiseFrontEndsOptions, record: Record) -> None:
     use_one_thread()
     model, expert = load_generator(options.checkpoint).requires_grad_(False), MotionSyncExpert.load()
     names = [clip.name for clip in load_motion_clips(options.corpus, ("dev",))][::7]
-    others = [normalize_loudness(FaceClip.load(options.corpus / "clips" / f"{n}.safetensors").audio) for n in names]
-    recorded = recorded_voices(options.data / "speech", MOST_PIECES)
+    others = [normalize_loudness(load_clip(options.corpus, name).audio) for name in names]
+    recorded = recorded_voices(options.data, MOST_PIECES)
     waves = [wave[: FRAMES * SAMPLES_PER_FRAME] for language, _, wave in recorded if "English" in language]
     if not waves:
         raise BadInput(f"No English recording of at least 3 s in {options.data / 'speech'}: give footage that has one.")
     voices = np.stack(waves)
     sounds = np.concatenate([np.roll(voices, 1, 0), voices], 1)[: options.pieces]
-    spoken = torch.stack([log_mel(wave) for wave in voices[: options.pieces]])
+    clean_mel = torch.stack([log_mel(wave) for wave in voices[: options.pieces]])
 
     def sync(heard: np.ndarray, front: Enhancer | None) -> np.ndarray:
-        made = sample_motion(model, heard, list(range(len(heard))), enhancer=front)[:, -FRAMES:]
-        return expert.score(made, spoken)[1].numpy()
+        samples = sample_motion(model, heard, list(range(len(heard))), enhancer=front)[:, -FRAMES:]
+        return expert.score(samples, clean_mel)[1].numpy()
 
     def features(heard: np.ndarray, front: Enhancer | None) -> torch.Tensor:
         levelled = [normalize_loudness(wave) for wave in heard]

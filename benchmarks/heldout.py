@@ -13,7 +13,15 @@ import numpy as np
 import torch
 
 from benchmarks.drawing import codecs, draw, generate_motion, named_checkpoints, real_motion
-from benchmarks.material import HEADLINE_CLIPS, choice_clips, headline_clips, portraits
+from benchmarks.material import (
+    HEADLINE_CLIPS,
+    choice_clips,
+    headline_clips,
+    load_or_make,
+    speech_paths,
+    spread_evenly,
+    use_one_thread,
+)
 from benchmarks.paired import compare_runs, group_runs, metric_title, pair
 from benchmarks.record import Record
 from flowportrait.commands.options import Files, Flag, Inputs, OptionalPath
@@ -25,7 +33,7 @@ from flowportrait.evaluation.api import evaluate
 from flowportrait.evaluation.lip_sync import SHORT_MAX_OFFSET, PixelSyncExpert, sync_from_embeddings
 from flowportrait.evaluation.metrics import METRICS, REAL
 from flowportrait.evaluation.statistics import Estimate, bootstrap_mean
-from flowportrait.files import atomic_write, write_json
+from flowportrait.files import write_json
 from flowportrait.judges.learning import NO_OPINION_BAND
 from flowportrait.judges.measured_panel import MeasuredPanel
 from flowportrait.judges.rubric import ASPECT_WEIGHTS, CLIP_ASPECTS
@@ -48,6 +56,8 @@ from flowportrait.rl.post_trainer import PostTrainer
 from flowportrait.terminal import log, progress
 
 BASELINE = "sft"
+PICTURE_SIZE = 512
+"""Side of the videos in pixels."""
 PIECE_SECONDS = 4
 """Length of the pieces of other voices."""
 LONGEST_SECONDS = 60
@@ -98,14 +108,14 @@ class Sample(NamedTuple):
 def heldout(options: HeldoutOptions, record: Record) -> None:
     """Draw and measure all systems, and add their metrics and changes from ``sft``."""
     pairs = [_pair(word) for word in options.against]
-    people = [MotionCodec(portrait) for portrait in portraits(options.data)]
+    people = codecs(options.data, size=PICTURE_SIZE)
     found = named_checkpoints(options.checkpoints)
     animators = {name: Animator.from_pretrained(checkpoint) for name, checkpoint in found.items()}
     if "speakers" in options.part:
         samples = on_speakers(headline_clips(options.corpus, options.clips), people, animators)
         measure(options.output / "speakers", samples, record, "speakers", pairs)
     if "voices" in options.part:
-        samples = on_voices(options.data / "speech", options.pieces, people, animators)
+        samples = on_voices(options.data, options.pieces, people, animators)
         measure(options.output / "voices", samples, record, "voices", pairs)
 
 
@@ -128,17 +138,14 @@ def on_speakers(
         yield from (Sample(system, name, codec, own, clip.audio) for system, own in systems.items())
 
 
-def on_voices(folder: Path, count: int, people: list[MotionCodec], animators: dict[str, Animator]) -> Iterator[Sample]:
+def on_voices(footage: Path, count: int, people: list[MotionCodec], animators: dict[str, Animator]) -> Iterator[Sample]:
     """Yield the samples of the checkpoints and of a loudness-driven jaw on pieces of other voices."""
     length, pieces = PIECE_SECONDS * SAMPLE_RATE, []
-    for path in sorted(folder.glob("*.wav")):
+    for path in speech_paths(footage):
         sound = read_audio(path)[: LONGEST_SECONDS * SAMPLE_RATE]
         for place in range(max(1, len(sound) // length)):
             pieces.append((f"{path.stem}_{place}", sound[place * length : (place + 1) * length]))
-    if not pieces:
-        raise BadInput(f"No recordings in {folder}: give a footage folder with speech/*.wav.")
-    chosen = np.linspace(0, len(pieces) - 1, min(count, len(pieces))).astype(int)
-    for index, (clip, audio) in enumerate(pieces[place] for place in chosen):
+    for index, (clip, audio) in enumerate(spread_evenly(pieces, count)):
         codec = people[index % len(people)]
         motions = {name: generate_motion(animator, audio, index) for name, animator in animators.items()}
         motions["loudness jaw"] = loudness_driven_jaw(next(iter(motions.values())), audio)
@@ -152,7 +159,7 @@ def measure(
     systems: dict[str, list[Path]] = {}
     for system, clip, codec, motion, audio in progress(samples, None):
         path = output / "videos" / system.replace(" ", "_") / f"{clip}.mp4"
-        draw(path, codec, lambda own=motion: own, audio)
+        draw(path, codec, motion, audio)
         systems.setdefault(system, []).append(path)
     report = evaluate(systems, baseline=BASELINE if BASELINE in systems else None, title=f"Held-out {group}")
     report.write(output)
@@ -204,7 +211,7 @@ class ShippedOptions:
 
 def shipped(options: ShippedOptions, record: Record) -> None:
     """Train every variant with every seed, and measure what came out."""
-    torch.set_num_threads(1)
+    use_one_thread()
     recipe = PostTrainConfig.from_json(checkpoint_folder("rl") / "recipe.json")
     names = options.only or variants(recipe)
     if unknown := set(names) - set(variants(recipe)):
@@ -215,8 +222,8 @@ def shipped(options: ShippedOptions, record: Record) -> None:
             folder = options.output / name.replace(" ", "_") / str(seed)
             if not (folder / "checkpoint").is_dir():
                 log(f"Training {name}, seed {seed}")
-                own = replace(variant(recipe, name), seed=seed, iterations=options.iterations, evaluate_every=1000)
-                PostTrainer(config=own, train_prompts=options.prompts, output_dir=folder / "run").train(resume=True)
+                config = replace(variant(recipe, name), seed=seed, iterations=options.iterations, evaluate_every=1000)
+                PostTrainer(config=config, train_prompts=options.prompts, output_dir=folder / "run").train(resume=True)
                 shutil.copytree(folder / "run" / "checkpoint", folder / "checkpoint")
             if options.finish and not (folder / "finished").is_dir():
                 finish(folder, options.corpus, options.features)
@@ -224,7 +231,7 @@ def shipped(options: ShippedOptions, record: Record) -> None:
             results[f"{name}@{seed}"] = Animator.from_pretrained(folder / kind)
             record.add(f"{name}@{seed}", "iterations", options.iterations, group="runs")
     if options.data is not None:
-        people = [MotionCodec(portrait) for portrait in portraits(options.data)]
+        people = codecs(options.data, size=PICTURE_SIZE)
         animators = {BASELINE: Animator.from_pretrained(BASELINE), **results}
         samples = on_speakers(headline_clips(options.corpus, options.clips), people, animators)
         pairs = [(name, RANDOM) for name in names if name != RANDOM]
@@ -243,11 +250,11 @@ def variant(recipe: Recipe, name: str) -> Recipe:
     if name == RANDOM:
         return recipe.with_random_rewards()
     removed, rewards = name.removeprefix("without "), recipe.rewards
-    kept = {reward: weight for reward, weight in rewards.other.items() if reward != removed}
+    remaining = {reward: weight for reward, weight in rewards.other.items() if reward != removed}
     regions = {reward: region for reward, region in recipe.allocation.regions.items() if reward != removed}
     return replace(
         recipe,
-        rewards=replace(rewards, sync=0.0 if removed == "sync" else rewards.sync, other=kept),
+        rewards=replace(rewards, sync=0.0 if removed == "sync" else rewards.sync, other=remaining),
         allocation=replace(recipe.allocation, regions=regions),
     )
 
@@ -289,7 +296,7 @@ GRADES = ("panel", *(f"panel {aspect}" for aspect in CLIP_ASPECTS), "model", *(f
 
 def preferred(options: PreferredOptions, record: Record) -> None:
     """Grade every video and add the share of pairs that each system wins."""
-    torch.set_num_threads(1)
+    use_one_thread()
     if len(options.videos) != 1 or not options.videos[0].is_dir():
         raise BadInput("Give one folder of videos, with a folder for each system.")
     folder = options.videos[0]
@@ -301,10 +308,10 @@ def preferred(options: PreferredOptions, record: Record) -> None:
         grades = json.loads(options.output.read_text())
     panel, model = MeasuredPanel(), MotionReward.load()
     for name in (options.baseline, *others):
-        known = grades.setdefault(name, {})
-        left = [path for path in sorted((folder / name).glob("*.mp4")) if path.stem not in known]
-        for path in progress(left, len(left), f"grading {name}"):
-            known[path.stem] = grade(path, panel, model)
+        graded = grades.setdefault(name, {})
+        missing_videos = [path for path in sorted((folder / name).glob("*.mp4")) if path.stem not in graded]
+        for path in progress(missing_videos, len(missing_videos), f"grading {name}"):
+            graded[path.stem] = grade(path, panel, model)
         write_json(options.output, grades)
     for name, runs in group_runs(others).items():
         for key in GRADES:
@@ -367,13 +374,8 @@ class ProxyOptions:
 
 def proxy(options: ProxyOptions, record: Record) -> None:
     """Add the correlation with the evaluation inside the eight samples, and the gain of choosing, for every reward."""
-    torch.set_num_threads(1)
-    options.output.mkdir(parents=True, exist_ok=True)
-    kept = options.output / "samples.pt"
-    if not kept.is_file():
-        with atomic_write(kept) as partial:
-            torch.save(draw_samples(options), partial)
-    samples = torch.load(kept)
+    use_one_thread()
+    samples = load_or_make(options.output / "samples.pt", lambda: draw_samples(options))
     measured = samples["lse_c"].numpy()
     usable = np.isfinite(measured).all(1)
     measured = measured[usable] - measured[usable].mean(1, keepdims=True)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import combinations
 from pathlib import Path
@@ -18,7 +19,9 @@ from typing import Literal
 import numpy as np
 import torch
 
+from benchmarks.material import use_one_thread
 from benchmarks.record import Record
+from benchmarks.timing import processor_seconds, stopwatch
 from flowportrait.commands.options import OptionalPath
 from flowportrait.corruption import CORRUPTIONS, corruptions
 from flowportrait.corruption.clips import freeze_eyes
@@ -89,7 +92,7 @@ class JudgeOptions:
 
 def judge(options: JudgeOptions, record: Record) -> None:
     """Measure the parts that are asked for."""
-    torch.set_num_threads(1)
+    use_one_thread()
     work: dict[Part, Callable[[JudgeOptions, Record], None]] = {
         "cost": time_scorers, "panel": time_panel, "requests": count_requests, "sanity": check_sanity,
         "learning": learn_preferences, "heads": order_heads,
@@ -212,12 +215,14 @@ def time_panel(options: JudgeOptions, record: Record) -> None:
     seconds: dict[int, float] = {}
     with canned_server({"rationale": "r", "errors": [], "score": 4}, 0.05) as url:
         for concurrency in (1, 8):
-            panel = Panel(ChatClient(Endpoint(url=url, model="m", concurrency=concurrency)), PanelSettings(samples=3))
+            client = ChatClient(Endpoint(url=url, model="m", concurrency=concurrency))
+            panel: Panel[JudgedClip] = Panel(client, PanelSettings(samples=3))
             began = time.perf_counter()
             panel.judge(clips)
             seconds[concurrency] = time.perf_counter() - began
-            requests = panel.backend.ledger.totals()["requests"]
-            record.add(f"{concurrency} at once", f"{requests} answers", seconds[concurrency], unit="s", group="panel")
+            requests = client.ledger.totals()["requests"]
+            record.add(f"{concurrency} at once", "answers", requests, group="panel")
+            record.add(f"{concurrency} at once", "clock", seconds[concurrency], unit="s", group="panel")
     record.add("8 at once", "times as fast", seconds[1] / seconds[8], group="panel")
 
 
@@ -233,18 +238,16 @@ def count_requests(options: JudgeOptions, record: Record) -> None:
         for name, method in PANEL_METHODS.items():
             client = ChatClient(Endpoint(url=url, model="m"))
             judged_by = method(client, PanelSettings(samples=1))
-            began = time.process_time()
-            judged_by.judge(clips)
-            seconds, requests = time.process_time() - began, client.ledger.totals()["requests"]
+            seconds = processor_seconds(partial(judged_by.judge, clips))
+            requests = client.ledger.totals()["requests"]
             record.add(name, "requests a clip", requests / len(clips), group="requests")
             record.add(name, "processor time a clip", seconds / len(clips), unit="s", group="requests")
             if isinstance(judged_by, PairJudge):
                 judged_by.compare([(clips[0], clips[1])])
                 asked = client.ledger.totals()["requests"] - requests
                 record.add(name, "requests a pair", asked, group="requests")
-    began = time.process_time()
-    MeasuredPanel().judge([replace(clip, known_landmarks=None) for clip in clips])
-    seconds = (time.process_time() - began) / len(clips)
+    untracked = [replace(clip, known_landmarks=None) for clip in clips]
+    seconds = processor_seconds(lambda: MeasuredPanel().judge(untracked)) / len(clips)
     record.add("measured, with tracking", "processor time a clip", seconds, unit="s", group="requests")
 
 
@@ -299,9 +302,9 @@ def order_heads(options: JudgeOptions, record: Record) -> None:
     for damage, (apply, strengths) in HEADS.items():
         levels = [clips, *([damage_head(clip, apply, strength) for clip in clips] for strength in strengths)]
         landmarks = [stack_landmarks(own) for own in levels]
-        began = time.process_time()
-        poses = [pose.measure(own) for own in landmarks]
-        seconds = (time.process_time() - began) / sum(map(len, levels))
+        with stopwatch() as spent:
+            poses = [pose.measure(own) for own in landmarks]
+        seconds = spent.processor / sum(map(len, levels))
         steadiness = [-track_statistics(own)[0] for own in landmarks]
         for name, figures in (("pose", poses), ("steadiness", steadiness)):
             grades = np.array([[experts.scales[name](float(one)) for one in own] for own in figures])
@@ -370,7 +373,7 @@ class JudgesOptions:
 
 def judges(options: JudgesOptions, record: Record) -> None:
     """Add a line for every judge."""
-    torch.set_num_threads(1)
+    use_one_thread()
     clips = [prepared(clip) for clip in dev_clips(options.data, options.per_speaker)]
     panels = model_free_judges(RubricLibrary.load(options.library) if options.library else LEARNED)
     shares: dict[tuple[str, str], list[np.ndarray]] = {(name, column): [] for name in panels for column in COLUMNS}
@@ -383,9 +386,9 @@ def judges(options: JudgesOptions, record: Record) -> None:
             levels = [clips, *damaged]
             graded += sum(map(len, levels))
             for name, panel in panels.items():
-                began = time.process_time()
-                shares[name, column] += right_orders(panel, aspect, levels)
-                seconds[name] += time.process_time() - began
+                with stopwatch() as spent:
+                    shares[name, column] += right_orders(panel, aspect, levels)
+                seconds[name] += spent.processor
     pairs = known_preferences(clips)
     for name, panel in panels.items():
         for column in COLUMNS:

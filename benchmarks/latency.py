@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from benchmarks.speed import MS, babble
 from benchmarks.timing import Elapsed, peak_memory, processor_seconds, stopwatch
 from flowportrait.commands.options import OptionalPath
 from flowportrait.errors import BadInput
+from flowportrait.evaluation.statistics import bootstrap_ratio
 from flowportrait.flow.noise import keyed_noise
 from flowportrait.flow.schedules import noise_schedule, solve_ode
 from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, Sound
@@ -39,7 +41,7 @@ from flowportrait.rendering.renderer import MotionCodec
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """Latency and memory of a stream, and what the cache, the export and the machine leave.
+    """Measure latency and memory of a stream, and the effect of the cache, of compiling and of the export.
 
     Sound arrives in pieces of 40 ms; what counts is the time from a piece to its frames drawn, without encoding.
 
@@ -50,9 +52,11 @@ class StreamOptions:
     """
 
     part: tuple[Literal["latency", "chunk", "compiled", "onnx", "roofline"], ...] = ("latency", "chunk", "roofline")
+    """Parts to measure."""
     image: OptionalPath = None
     """Photo; a picture that comes with scikit-image by default."""
     checkpoint: str = "rl"
+    """Generator: a name, or a folder."""
     seconds: float = 60
     """Length of the sound."""
     size: int = 512
@@ -72,12 +76,7 @@ def stream(options: StreamOptions, record: Record) -> None:
         record.add("without the cache", "processor", anew, unit="ms/chunk", group="generator")
         record.add("without the cache", "times as long", anew / cached, group="generator")
     if "compiled" in options.part:
-        plain = _chunk_ms(model, ahead=False)
-        model.compile_head()
-        _chunk_ms(model, ahead=False)
-        record.add("level by level", "processor", plain, unit="ms/chunk", group="flow head")
-        record.add("compiled", "processor", _chunk_ms(model, ahead=False), unit="ms/chunk", group="flow head")
-        model = load_generator(options.checkpoint).requires_grad_(False)
+        _measure_compiled(model, load_generator(options.checkpoint).requires_grad_(False), record)
     if "onnx" in options.part:
         _measure_export(model, record)
     if "roofline" in options.part:
@@ -132,21 +131,31 @@ def _chunk_ms(model: ARFlow, cached: bool = True, ahead: bool = True, chunks: in
         chunks: length of the horizon.
     """
     condition = model.condition(torch.randn(1, 4 * model.config.chunk * chunks, 80, generator=_generator()))
-    sigmas, session, latents = noise_schedule(model.config.steps, model.config.shift), model.session(condition), []
+    sigmas, session = noise_schedule(model.config.steps, model.config.shift), model.session(condition)
+    latents = list[torch.Tensor]()
     with stopwatch() as spent:
         for chunk in range(chunks):
             x = keyed_noise(model.config.latent_dim, 0, chunk)[None]
             if cached:
                 context = session.context()
             else:
-                known = torch.stack([*latents, x], 1)
-                heard = condition._replace(audio=condition.audio[:, : chunk + 1])
-                context = model.contexts(heard, known)[:, -1]
+                latents_so_far = torch.stack([*latents, x], 1)
+                sound_so_far = condition._replace(audio=condition.audio[:, : chunk + 1])
+                context = model.contexts(sound_so_far, latents_so_far)[:, -1]
             velocity = model.velocity_field(sigmas, context) if ahead else partial(model.velocity, context=context)
             latents.append(solve_ode(velocity, x, sigmas))
             if cached:
                 session.append(latents[-1])
     return MS * spent.processor / chunks
+
+
+def _measure_compiled(model: ARFlow, compiled: ARFlow, record: Record, turns: int = 10) -> None:
+    compiled.compile_head()
+    _chunk_ms(compiled, ahead=False)
+    times = np.array([[_chunk_ms(each, ahead=False) for each in (model, compiled)] for _ in range(turns)]).T
+    for system, values in zip(("level by level", "compiled"), times, strict=True):
+        record.add(system, "processor", float(np.median(values)), unit="ms/chunk", group="flow head", n=turns)
+    record.add("compiled", "times as fast", bootstrap_ratio(*times), group="flow head")
 
 
 def _measure_export(model: ARFlow, record: Record, chunks: int = 22) -> None:
@@ -216,14 +225,16 @@ def _generator() -> torch.Generator:
 
 @dataclass(frozen=True)
 class SpeakOptions:
-    """How long it takes from a text to the first frame, and to video that can be played.
+    """Measure how long it takes from a text to the first frame, and to video that can be played.
 
     "warm" is a process that has loaded everything, from the text to the first frame drawn, sentence by sentence and
-    beside the same text spoken whole before drawing begins, which should lose. "cold" is the command line from its
-    start until the first fragment of video is in the pipe: starting Python, loading and finding the face included.
+    beside the same text spoken whole before drawing begins, which should lose with a slow voice. "cold" is the command
+    line from its start until the first fragment of video is in the pipe: starting Python, loading and finding the face
+    included.
     """
 
     photo: Photo
+    """Photo of a face."""
 
 
 _TEXT = (
@@ -253,7 +264,7 @@ class SlowVoice:
 def speak(options: SpeakOptions, record: Record) -> None:
     from flowportrait.pipelines.animator import Animator
     from flowportrait.speech.text_to_speech import prefetch, synthesize_samples
-    from flowportrait.speech.voices import load_voice
+    from flowportrait.speech.voices import Voice, load_voice
 
     use_one_thread()
     image, animator = read_image(options.photo), Animator.from_pretrained("rl")
@@ -261,13 +272,16 @@ def speak(options: SpeakOptions, record: Record) -> None:
     def whole(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         return iter([np.concatenate(list(pieces))])
 
-    for voice in (load_voice("heart"), load_voice("espeak"), SlowVoice("espeak")):
+    def draw_first_frame(voice: Voice, order: Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]]) -> None:
+        next(animator.draw(image, animator.live(order(synthesize_samples([_TEXT], voice)))))
+
+    voices: list[Voice] = [load_voice("heart"), load_voice("espeak"), SlowVoice("espeak")]
+    draw_first_frame(voices[0], whole)  # everything is loaded
+    for voice in voices:
         voice.synthesize("Hello.")
         for name, order in (("sentence by sentence", prefetch), ("spoken whole first", whole)):
             with stopwatch() as spent:
-                frames = animator.draw(image, animator.live(order(synthesize_samples([_TEXT], voice))))
-                next(frames)
-            frames.close()
+                draw_first_frame(voice, order)
             _add_elapsed(record, f"{voice.name}, {name}", "first frame", spent, "warm")
     for name in ("heart", "espeak"):
         first, end = _time_pipe(options.photo, name)
@@ -279,12 +293,12 @@ def _time_pipe(photo: Path, voice: str) -> tuple[float, float]:
     """Return seconds until the first fragment of video is in the pipe, and until the end."""
     command = [sys.executable, "-m", "flowportrait", "animate", "--image", str(photo), "--text", _TEXT, "--voice",
                voice, "--stream", "--crop", "--output", "-"]  # fmt: skip
-    began, seen, first = time.monotonic(), b"", 0.0
+    began, received, first = time.monotonic(), b"", 0.0
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
-        while data := process.stdout.read1():
-            seen = (seen + data)[-1 << 16 :] if first else seen + data
-            if not first and b"mdat" in seen:
+        while data := os.read(process.stdout.fileno(), 1 << 16):
+            received = (received + data)[-1 << 16 :] if first else received + data
+            if not first and b"mdat" in received:
                 first = time.monotonic() - began
     if process.returncode or not first:
         raise BadInput(f"animate ended with {process.returncode} for {photo}: run it yourself to see why.")
@@ -301,15 +315,18 @@ def _add_elapsed(record: Record, system: str, metric: str, spent: Elapsed, group
 
 @dataclass(frozen=True)
 class StudioOptions:
-    """How long one waits in the studio: from the request to the first frame, and to the whole video.
+    """Measure how long one waits in the studio: from the request to the first frame, and to the whole video.
 
     A request is what the page sends: a photo with recorded speech, and with a text. The queue draws it at 512 px into
     a file that can be watched meanwhile. The first request of a process loads everything.
     """
 
     photo: Photo
+    """Photo of a face."""
     speech: Speech
+    """Recording of speech."""
     repeats: int = 3
+    """Requests of each kind, one after another."""
 
 
 def studio(options: StudioOptions, record: Record) -> None:

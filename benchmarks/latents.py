@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import json
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -16,11 +16,21 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks.material import mean_of_known, read_dev_names, use_one_thread
+from benchmarks.drawing import track_mouth
+from benchmarks.material import (
+    dev_records,
+    load_clip,
+    mean_of_known,
+    read_dev_names,
+    spread_evenly,
+    use_one_thread,
+    write_picture,
+)
 from benchmarks.record import Record
-from benchmarks.videos import track_mouth
+from benchmarks.timing import stopwatch
 from flowportrait.commands.options import OptionalPath
 from flowportrait.data.corpus import FaceClip
+from flowportrait.data.corpus import Record as ClipRecord
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.lip_sync import measure_sync
 from flowportrait.evaluation.networks import load_evaluation_networks
@@ -79,22 +89,16 @@ def fine_detail(frame: np.ndarray) -> float:
     return float(cv2.Laplacian(grey, cv2.CV_32F).std() / max(float(grey.std()), 1.0))
 
 
-def dev_records(corpus: Path, longer_than: int) -> list[dict[str, str]]:
+def long_records(corpus: Path, longer_than: int) -> list[ClipRecord]:
     """Return the records of clips of ``dev`` speakers with more frames.
 
     Raises:
         BadInput: there are none.
     """
-    records = [json.loads(line) for line in (corpus / "clips.jsonl").read_text().splitlines()]
-    found = [r for r in records if r["split"] == "dev" and r["frames"] > longer_than]
+    found = [record for record in dev_records(corpus) if record["frames"] > longer_than]
     if not found:
         raise BadInput(f"{corpus} has no clips of dev speakers of over {longer_than} frames: check its clips.jsonl.")
     return found
-
-
-def load_clip(corpus: Path, name: str) -> FaceClip:
-    """Read one clip of a corpus."""
-    return FaceClip.load(corpus / "clips" / f"{name}.safetensors")
 
 
 # --- Through an autoencoder -------------------------------------------------------------
@@ -102,7 +106,7 @@ def load_clip(corpus: Path, name: str) -> FaceClip:
 
 @dataclass(frozen=True)
 class AutoencoderOptions:
-    """Measure what is lost on the way through an autoencoder, in decibels over the frame and over the face.
+    """Measure the picture quality that an autoencoder loses, in decibels over the frame and over the face.
 
     One frame of each clip of dev speakers. Must lose: the frame shrunk to as many numbers as the latents have, and to
     as many cells. Ceiling: the encoder that writes every video (H.264, crf 17).
@@ -121,7 +125,7 @@ def autoencoder(options: AutoencoderOptions, record: Record) -> None:
     use_one_thread()
     codec = VaeCodec(TinyAutoencoder.read(*options.autoencoder))
     dev = [options.data / name for name in read_dev_names(options.data) if name.endswith(".mp4")]
-    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    ratios: dict[str, list[tuple[float, float]]] = defaultdict(list)
     spent = pixels = 0.0
     with FaceTracker(still=True) as tracker:
         for path in dev[:: max(1, len(dev) // options.frames)][: options.frames]:
@@ -130,10 +134,10 @@ def autoencoder(options: AutoencoderOptions, record: Record) -> None:
                 continue
             points = faces[0][0][:, :2]
             low, high = points.min(0).astype(int).clip(0), points.max(0).astype(int)
-            started = time.process_time()
-            latents = codec.encode(frame[None])
-            again = next(codec.decode(latents))
-            spent += time.process_time() - started
+            with stopwatch() as both_ways:
+                latents = codec.encode(frame[None])
+                again = next(codec.decode(latents))
+            spent += both_ways.processor
             pixels += frame.shape[0] * frame.shape[1]
             same = float(np.sqrt(frame.size / latents.values.numel()))
             systems = {
@@ -144,8 +148,8 @@ def autoencoder(options: AutoencoderOptions, record: Record) -> None:
             }
             face = (slice(low[1], high[1]), slice(low[0], high[0]))
             for name, result in systems.items():
-                found[name].append((signal_to_noise(frame, result), signal_to_noise(frame[face], result[face])))
-    for name, values in found.items():
+                ratios[name].append((signal_to_noise(frame, result), signal_to_noise(frame[face], result[face])))
+    for name, values in ratios.items():
         whole, face_values = np.array(values).T
         record.add(name, "frame", mean_of_known(whole), unit="dB")
         record.add(name, "face", mean_of_known(face_values), unit="dB")
@@ -220,7 +224,7 @@ class Painter:
         sigmas = noise_schedule(self.model.config.steps, self.model.config.shift)
         for frame in range(features.shape[1]):
             context, x = session.context(), keyed_noise(self.model.latent_dim, seed, frame)[None]
-            drawn.append(session.append(solve_ode(lambda x, s, c=context: self.model.velocity(x, s, c), x, sigmas)))
+            drawn.append(session.append(solve_ode(partial(self.model.velocity, context=context), x, sigmas)))
         return np.stack(list(decode_patches(torch.cat(drawn), self.codec, self.side)))
 
     def move(self, picture: np.ndarray, name: str, sound: np.ndarray, seed: int) -> np.ndarray | None:
@@ -264,7 +268,7 @@ def picture_generator(options: PictureGeneratorOptions, record: Record) -> None:
             if result is not None:
                 sync[system].append(result.lse_c)
         strips = [np.concatenate(list(frames[::FPS]), 1) for frames in drawn.values() if len(frames) > FPS]
-        cv2.imwrite(str(options.output / f"{number}.png"), np.concatenate(strips)[..., ::-1])
+        write_picture(options.output / f"{number}.png", np.concatenate(strips))
     for system, values in sync.items():
         record.add(system, "LSE-C", mean_of_known(values), group="whole")
     for (second, system), rows in sorted(found.items()):
@@ -275,7 +279,7 @@ def picture_generator(options: PictureGeneratorOptions, record: Record) -> None:
 def read_beginnings(options: PictureGeneratorOptions) -> Iterator[tuple[str, FaceClip, np.ndarray]]:
     """Yield the name of a clip, the clip, and seconds of its speaker's sound; speakers take turns."""
     speakers: dict[str, list[str]] = defaultdict(list)
-    for record in dev_records(options.corpus, FPS):
+    for record in long_records(options.corpus, FPS):
         speakers[record["speaker"]].append(record["name"])
     for turn in range(options.clips):
         names = list(speakers.values())[turn % len(speakers)]
@@ -293,18 +297,18 @@ def draw_photo(painter: Painter, options: PictureGeneratorOptions) -> None:
     large, small = (sample_crop(portrait.crop, crop_matrix(portrait.landmarks, s), s) for s in (LARGE, painter.side))
     both = [painter.paint(sound, painter.first_latents(small), 0), painter.move(large, options.photo.name, sound, 0)]
     strips = [np.concatenate(list(frames[::FPS]), 1) for frames in both if frames is not None]
-    cv2.imwrite(str(options.output / "photo.png"), np.concatenate(strips)[..., ::-1])
+    write_picture(options.output / "photo.png", np.concatenate(strips))
 
 
 def picture_figures(frames: np.ndarray, portrait: np.ndarray, first: torch.Tensor, codec: VaeCodec) -> dict[str, float]:
     """Return the figures of one second, relative to the first frame."""
     with FaceTracker(still=True) as tracker:
-        seen = [len(tracker.detect(cv2.resize(frame, (LARGE, LARGE)))) > 0 for frame in frames[::5]]
+        has_face = [len(tracker.detect(cv2.resize(frame, (LARGE, LARGE)))) > 0 for frame in frames[::5]]
     shift = latents_to_patches(codec.encode(frames[::5]).values).mean(0) - first[0]
     figures = {
         "sharpness": float(np.mean([fine_detail(frame) for frame in frames[::5]]) / fine_detail(portrait)),
         "shift": float(shift.square().mean().sqrt() / first.std()),
-        "faces found": float(np.mean(seen)),
+        "faces found": float(np.mean(has_face)),
         "colour": float(np.abs(frames.mean((0, 1, 2)) - portrait.mean((0, 1))).max()),
     }
     identity = load_evaluation_networks().identity
@@ -373,7 +377,7 @@ def picture_posttrain(options: PicturePosttrainOptions, record: Record) -> None:
         np.concatenate([f for clip in systems[name][:3] for f in list(decode_patches(clip, codec, side))[::6]], 1)
         for name in ("real, autoencoder", "before", "after")
     ]
-    cv2.imwrite(str(options.output / "sheet.png"), np.concatenate(rows)[..., ::-1])
+    write_picture(options.output / "sheet.png", np.concatenate(rows))
 
 
 def posttrain(
@@ -419,9 +423,9 @@ def window_figures(
 
 def encode_dev_clips(options: PicturePosttrainOptions, codec: VaeCodec, side: int) -> list[LatentClip]:
     """Return clips of unseen speakers in latents, spread evenly over all of them."""
-    usable, generator = dev_records(options.corpus, FRAMES + 4), load_generator("sft").requires_grad_(False)
+    usable, generator = long_records(options.corpus, FRAMES + 4), load_generator("sft").requires_grad_(False)
     encoded = []
-    for record in (usable[i] for i in np.linspace(0, len(usable) - 1, options.clips).astype(int)):
+    for record in spread_evenly(usable, options.clips):
         video, clip = options.data / f"{record['name']}.mp4", load_clip(options.corpus, record["name"])
         encoded.append(encode_clip(video, clip, record["speaker"], codec, generator, side, FRAMES + 1))
     return encoded

@@ -6,23 +6,25 @@ is measured on ``headline_clips``, which nothing is chosen on.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+from PIL import Image
 from tyro import conf
 
-from flowportrait.data.corpus import FaceClip
+from flowportrait.data.corpus import FaceClip, Record, corpus_records
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.statistics import Estimate, bootstrap_mean
+from flowportrait.files import atomic_write
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 
 HEADLINE_CLIPS = 32
 """Number of clips that the shipped checkpoints are measured on; recipes and settings are never chosen on them."""
 _SHORT_FRAMES = 60
+Item = TypeVar("Item")
 
 Photo = conf.Positional[Annotated[Path, conf.arg(metavar="PHOTO")]]
 """A photo, without an option's name."""
@@ -32,26 +34,51 @@ Speech = conf.Positional[Annotated[Path, conf.arg(metavar="SPEECH")]]
 
 def headline_clips(corpus: Path, count: int = HEADLINE_CLIPS) -> dict[str, FaceClip]:
     """Return short clips of ``dev`` speakers for claims about shipped checkpoints, by name."""
-    names = _short_names(corpus)
-    return _load_clips(corpus, [names[place] for place in _even_places(len(names), count)])
+    return {Path(name).name: load_clip(corpus, name) for name in spread_evenly(_short_names(corpus), count)}
 
 
 def choice_clips(corpus: Path, count: int) -> dict[str, FaceClip]:
     """Return short clips of ``dev`` speakers that are not among the headline clips, by name."""
     names = _short_names(corpus)
-    taken = set(_even_places(len(names), HEADLINE_CLIPS))
-    others = [name for place, name in enumerate(names) if place not in taken]
-    return _load_clips(corpus, [others[place] for place in _even_places(len(others), count)])
+    taken = set(spread_evenly(names, HEADLINE_CLIPS))
+    others = [name for name in names if name not in taken]
+    return {Path(name).name: load_clip(corpus, name) for name in spread_evenly(others, count)}
 
 
-def portraits(footage: Path, size: int | None = None, count: int | None = None) -> list[Portrait]:
+def dev_records(corpus: Path) -> list[Record]:
+    """Return what a corpus lists about each clip of its ``dev`` speakers."""
+    return [record for record in corpus_records(corpus) if record["split"] == "dev"]
+
+
+def load_clip(corpus: Path, name: str) -> FaceClip:
+    """Return one clip of a corpus."""
+    return FaceClip.load(corpus / "clips" / f"{name}.safetensors")
+
+
+def spread_evenly(items: Sequence[Item], count: int) -> list[Item]:
+    """Return ``count`` of the items, evenly spaced; all where there are fewer."""
+    return [items[place] for place in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)]
+
+
+def load_or_make(path: Path, make: Callable[[], Any]) -> Any:
+    """Return what is in a file of ``torch.save``; it is made and saved there first if the file is missing."""
+    import torch
+
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as partial:
+            torch.save(make(), partial)
+    return torch.load(path, weights_only=False)
+
+
+def portraits(footage: Path, size: int = 512, count: int | None = None) -> list[Portrait]:
     """Return the portraits of a footage folder, in the order of their names.
 
     Raises:
         BadInput: the folder has no portraits.
     """
     paths = picture_paths(footage / "portraits")[:count]
-    return [Portrait.from_image(read_image(path), *([size] if size else []), name=path.name) for path in paths]
+    return [Portrait.from_image(read_image(path), size, path.name) for path in paths]
 
 
 def picture_paths(folder: Path) -> list[Path]:
@@ -66,6 +93,24 @@ def picture_paths(folder: Path) -> list[Path]:
     return paths
 
 
+def speech_paths(footage: Path) -> list[Path]:
+    """Return the recordings of a footage folder, in the order of their names.
+
+    Raises:
+        BadInput: there are none.
+    """
+    paths = sorted((footage / "speech").glob("*.wav"))
+    if not paths:
+        raise BadInput(f"No recordings in {footage / 'speech'}: give footage with speech/*.wav.")
+    return paths
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write a picture ``[H, W, 3]``; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+
+
 def read_dev_names(footage: Path) -> list[str]:
     """Return what ``split.tsv`` of a footage folder lists as dev: files, photos without ending, or people.
 
@@ -76,21 +121,6 @@ def read_dev_names(footage: Path) -> list[str]:
         raise BadInput(f"No split.tsv in {footage}: give footage that says who is dev.")
     lines = (footage / "split.tsv").read_text(encoding="utf-8").splitlines()[1:]
     return [name for name, _, split in (line.split("\t") for line in lines) if split == "dev"]
-
-
-def measure_frames(
-    path: Path, frames: Iterable[np.ndarray], audio: np.ndarray, metrics: Collection[str]
-) -> dict[str, float]:
-    """Write a video, unless it is there already, and return figures of the evaluation; NaN where there is none."""
-    from flowportrait.evaluation.measure import measure_video
-    from flowportrait.media.write_video import write_video
-
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_video(path, frames, audio)
-    row = measure_video(path).row
-    values = {metric: row.get(metric) for metric in metrics}
-    return {key: float(value) if isinstance(value, int | float) else np.nan for key, value in values.items()}
 
 
 def mean_of_known(values: Sequence[float | None] | np.ndarray) -> Estimate | None:
@@ -110,14 +140,4 @@ def use_one_thread() -> None:
 
 
 def _short_names(corpus: Path) -> list[str]:
-    records = [json.loads(line) for line in (corpus / "clips.jsonl").read_text().splitlines()]
-    return [record["name"] for record in records if record["split"] == "dev" and record["frames"] < _SHORT_FRAMES]
-
-
-def _even_places(length: int, count: int) -> list[int]:
-    places: list[int] = np.linspace(0, length - 1, count).astype(int).tolist()
-    return places
-
-
-def _load_clips(corpus: Path, names: list[str]) -> dict[str, FaceClip]:
-    return {Path(name).name: FaceClip.load(corpus / "clips" / f"{name}.safetensors") for name in names}
+    return [record["name"] for record in dev_records(corpus) if record["frames"] < _SHORT_FRAMES]

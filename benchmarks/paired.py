@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.record import Record
-from flowportrait.evaluation.metrics import METRIC_BY_KEY, REAL, MetricRow
+from flowportrait.evaluation.metrics import METRIC_BY_KEY, REAL
 from flowportrait.evaluation.statistics import (
     Estimate,
     bootstrap_mean,
@@ -28,7 +28,7 @@ from flowportrait.evaluation.statistics import (
     signed_rank_p,
 )
 
-Rows = Mapping[str, MetricRow]
+Rows = Mapping[str, Mapping[str, object]]
 """Metrics of every clip of one run."""
 NO_GAP = 0.02
 """A distance to real motion of at most this share of the real value is none."""
@@ -66,10 +66,10 @@ class Paired:
 
     def gap_closed(self, real: Rows, key: str) -> Estimate | None:
         """Return the share of the distance to real motion that is gone; None if there was none, or no real motion."""
-        there = [place for place, clip in enumerate(self.clips) if number(real.get(clip, {}), key) is not None]
+        there = [place for place, clip in enumerate(self.clips) if metric_value(real.get(clip, {}), key) is not None]
         if not there:
             return None
-        truth = np.array([number(real[self.clips[place]], key) for place in there], float)
+        truth = np.array([metric_value(real[self.clips[place]], key) for place in there], float)
         after, before = self.after[:, there], self.before.mean(0)[there]
         share = gap_closed(float(before.mean()), float(after.mean()), float(truth.mean()))
         if share is None:
@@ -84,10 +84,12 @@ class Paired:
 def pair(runs: Sequence[Rows], starts: Sequence[Rows], key: str) -> Paired | None:
     """Return a metric of the clips that have it in all runs of both systems; None if there are no such clips."""
     both = (*runs, *starts)
-    clips = [clip for clip in starts[0] if all(number(rows.get(clip, {}), key) is not None for rows in both)]
+    clips = [clip for clip in starts[0] if all(metric_value(rows.get(clip, {}), key) is not None for rows in both)]
     if not clips:
         return None
-    after, before = (np.array([[number(rows[clip], key) for clip in clips] for rows in own]) for own in (runs, starts))
+    after, before = (
+        np.array([[metric_value(rows[clip], key) for clip in clips] for rows in own]) for own in (runs, starts)
+    )
     return Paired(after, before, clips)
 
 
@@ -160,7 +162,7 @@ def metric_title(key: str) -> str:
     return METRIC_BY_KEY[key].title if key in METRIC_BY_KEY else key.replace("_", " ")
 
 
-def number(row: MetricRow, key: str) -> float | None:
+def metric_value(row: Mapping[str, object], key: str) -> float | None:
     """Return a metric of a clip; None where it was not measured."""
     value = row.get(key)
     return float(value) if isinstance(value, int | float) and np.isfinite(value) else None

@@ -11,7 +11,9 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks.material import mean_of_known, measure_frames, picture_paths, use_one_thread
+from benchmarks.drawing import draw_and_measure, generate_motion
+from benchmarks.material import mean_of_known, picture_paths, speech_paths, use_one_thread, write_picture
+from benchmarks.paired import metric_value
 from benchmarks.record import Record
 from benchmarks.scenes import (
     Scene,
@@ -25,6 +27,7 @@ from benchmarks.scenes import (
 )
 from flowportrait.commands.options import Flag, OptionalPair, OptionalPath
 from flowportrait.errors import BadInput
+from flowportrait.evaluation.metrics import MetricRow
 from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.media.crop import paste_back
@@ -339,30 +342,28 @@ def backdrop(options: BackdropOptions, record: Record) -> None:
     """Measure one layer against two."""
     use_one_thread()
     animator = Animator.from_pretrained(options.checkpoint)
-    sounds = [read_audio(path) for path in sorted((options.data / "speech").glob("*.wav"))]
-    if not sounds:
-        raise BadInput(f"No speech in {options.data / 'speech'}: give footage that has some.")
+    sounds = [read_audio(path) for path in speech_paths(options.data)]
     behind: dict[str, list[tuple[float, float]]] = {"one layer": [], "two layers": []}
-    found: dict[str, list[dict[str, float]]] = {"one layer": [], "two layers": []}
+    found: dict[str, list[MetricRow]] = {"one layer": [], "two layers": []}
     for index, path in enumerate(picture_paths(options.data / "portraits")):
         sound = sounds[index % len(sounds)][: int(options.seconds * SAMPLE_RATE)]
-        motion = torch.cat(list(animator.motion(sound, seed=index)))
+        motion = generate_motion(animator, sound, index)
         codec = MotionCodec(Portrait.from_image(read_image(path), name=path.name))
         uncovered = uncovered_pixels(codec, motion)
         skin = skin_without_openings(codec.portrait.crop, codec.portrait.landmarks)
         whole = Backdrop(skin, np.ones(skin.shape[:2], np.float32))
         for system, layers in {"one layer": whole, "two layers": codec.renderer.picture}.items():
             codec.renderer.picture = layers
-            frames = list(codec.decode(motion))
-            behind[system].append(background_change(frames[::_EVERY], codec.portrait.crop, uncovered))
+            frames = list(codec.decode(motion[::_EVERY]))
+            behind[system].append(background_change(frames, codec.portrait.crop, uncovered))
             video = options.output / system.replace(" ", "_") / f"{path.stem}.mp4"
-            found[system].append(measure_frames(video, frames, sound, _BACKDROP_METRICS))
+            found[system].append(draw_and_measure(video, codec, motion, sound))
     for system, rows in behind.items():
         share, mean = np.array(rows).T
         record.add(system, f"pixels behind that differ by over {_MOVED}", mean_of_known(100 * share), unit="%")
         record.add(system, "mean difference behind", mean_of_known(mean), unit="of 255")
     for key, name in _BACKDROP_METRICS.items():
-        one, two = (np.array([row[key] for row in rows]) for rows in found.values())
+        one, two = (np.array([metric_value(row, key) for row in rows], float) for rows in found.values())
         for system, values in (("one layer", one), ("two layers", two), ("change", two - one)):
             record.add(system, name, mean_of_known(values))
 
@@ -463,17 +464,17 @@ def contact_sheets(options: ContactSheetsOptions, record: Record) -> None:
 
     states = torch.cat([arkit_motion(shapes) for name, shapes in STATES.items() if name not in ("up", "down")])
     for start in range(0, len(names), _PER_SHEET):
-        shown = [codecs[name] for name in names[start : start + _PER_SHEET]]
-        rows = [np.hstack(tiles(codec, iter([codec.portrait.crop, *codec.decode(states)]))) for codec in shown]
+        sheet_codecs = [codecs[name] for name in names[start : start + _PER_SHEET]]
+        rows = [np.hstack(tiles(codec, iter([codec.portrait.crop, *codec.decode(states)]))) for codec in sheet_codecs]
         target = options.output / f"sheet_{start // _PER_SHEET}.png"
-        cv2.imwrite(str(target), np.vstack(rows)[..., ::-1])
+        write_picture(target, np.vstack(rows))
         record.note(f"{target}: {', '.join(names[start : start + _PER_SHEET])}")
     for name, codec in codecs.items() if options.loops else ():
         loops = [tiles(codec, codec.decode(loop_motion(states))) for states in LOOPS.values()]
         frames = [np.hstack(list(at_once)) for at_once in zip(*loops, strict=True)]
         write_video(options.output / f"{name}.mp4", frames, None)
         sheet = np.vstack([np.hstack(loop[:: LOOP_FRAMES // LOOP_SHEET]) for loop in loops])
-        cv2.imwrite(str(options.output / f"{name}.png"), sheet[..., ::-1])
+        write_picture(options.output / f"{name}.png", sheet)
 
 
 def cut_part(frame: np.ndarray, points: np.ndarray, options: ContactSheetsOptions) -> np.ndarray:

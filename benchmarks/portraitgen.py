@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks.material import mean_of_known, picture_paths, use_one_thread
+from benchmarks.material import mean_of_known, picture_paths, use_one_thread, write_picture
 from benchmarks.record import Record
 from flowportrait.commands.options import OptionalPath
 from flowportrait.corruption import corruptions
@@ -157,6 +157,9 @@ def measure_missing(options: PortraitgenOptions, faces_path: Path, flow: Path) -
     def draw(policy: PortraitFlow) -> torch.Tensor:
         return policy.draw(attributes, 0, STEPS)
 
+    def draw_trained(name: str, seed: int) -> torch.Tensor:
+        return draw(train(name, seed, options, faces, flow))
+
     jobs: dict[str, Callable[[], torch.Tensor]] = {
         "start": lambda: draw(PortraitFlow.from_pretrained(flow / "spoilt")),
         "clean flow": lambda: draw(clean),
@@ -165,13 +168,12 @@ def measure_missing(options: PortraitgenOptions, faces_path: Path, flow: Path) -
     }
     for seed in options.seeds:
         for name in options.systems:
-            jobs[f"{name}/{seed}"] = lambda name=name, seed=seed: draw(train(name, seed, options, faces, flow))
+            jobs[f"{name}/{seed}"] = partial(draw_trained, name, seed)
     for name, make_pictures in jobs.items():
         path = options.output / f"{name.replace('/', '-').replace(' ', '_')}.json"
         if not path.is_file():
             pictures = make_pictures()
             if options.sheet:
-                options.sheet.mkdir(parents=True, exist_ok=True)
                 write_sheet(pictures, options.sheet / f"{path.stem}.png")
             write_json(path, {"name": name, **measure_pictures(pictures, held_out)}, indent=None)
 
@@ -252,7 +254,7 @@ def write_sheet(pictures: torch.Tensor, path: Path) -> None:
     frames = pictures_to_frames(pictures[: min(32, len(pictures) // 16 * 16 or len(pictures))])
     rows = [np.concatenate(list(frames[start : start + 16]), 1) for start in range(0, len(frames), 16)]
     large = cv2.resize(np.concatenate(rows), None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
-    cv2.imwrite(str(path), large[..., ::-1])
+    write_picture(path, large)
 
 
 def add_paired_tests(record: Record, found: dict[str, list[dict[str, Any]]], baseline: str) -> None:

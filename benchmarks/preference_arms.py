@@ -120,9 +120,9 @@ def is_arm(system: str) -> bool:
 ArmSetup = tuple[TalkingTask | OfflineTask, Recipe, CompositeReward]
 
 
-def arm_setup(arm: str, made: TrainingClips, clips: Sequence[MotionClip], seed: int = 0) -> ArmSetup:
+def arm_setup(arm: str, clips_of_arms: TrainingClips, clips: Sequence[MotionClip], seed: int = 0) -> ArmSetup:
     """Return what a trainer of an arm is made of beside the policy; the clips are the same for all seeds."""
-    task, recipe, rewards = _arm_setup(arm, made, clips)
+    task, recipe, rewards = _arm_setup(arm, clips_of_arms, clips)
     return task, replace(recipe, seed=seed), rewards
 
 

@@ -8,9 +8,9 @@ of every chunk.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.drawing import Generate, codecs, draw_and_measure, generate_motion
-from benchmarks.material import choice_clips
+from benchmarks.material import choice_clips, load_or_make, use_one_thread
 from benchmarks.motion_ratings import RATINGS, add_amplitudes, load_speech, rate, rating_rows
 from benchmarks.paired import Rows, compare_runs
 from benchmarks.preference_arms import (
@@ -33,10 +33,11 @@ from benchmarks.preference_arms import (
     run_name,
 )
 from benchmarks.record import Record
+from benchmarks.timing import processor_seconds, stopwatch
 from flowportrait.data.motion_dataset import load_motion_clips
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.statistics import bootstrap_mean
-from flowportrait.files import atomic_write, write_json, write_text
+from flowportrait.files import write_json, write_text
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.models.arflow import ARFlow, load_generator
@@ -116,7 +117,7 @@ class PreferenceMethodsOptions:
 
 def preference_methods(options: PreferenceMethodsOptions, record: Record) -> None:
     """Do the parts that are asked for, in their order."""
-    torch.set_num_threads(1)
+    use_one_thread()
     chosen = options.only or (*ARMS, *SWEEP, GUIDED, *CHOSEN)
     systems = [BASELINE]
     for name in chosen:
@@ -148,13 +149,10 @@ def train(options: PreferenceMethodsOptions, runs: Sequence[str]) -> None:
     """Leave checkpoint, curve.jsonl, and likelihood.json of the looks in the folder of every run."""
     start = load_generator(BASELINE)
     clips, unseen = (load_motion_clips(options.corpus, (split,)) for split in ("reward", "dev"))
-    kept = options.output / "clips.pt"
-    if not kept.is_file():
-        options.output.mkdir(parents=True, exist_ok=True)
-        made = make_training_clips(start, clips, PROMPTS), make_training_clips(start, unseen, HELD_OUT).pairs
-        with atomic_write(kept) as partial:
-            torch.save(made, partial)
-    training, pairs = torch.load(kept, weights_only=False)
+    training, pairs = load_or_make(
+        options.output / "clips.pt",
+        lambda: (make_training_clips(start, clips, PROMPTS), make_training_clips(start, unseen, HELD_OUT).pairs),
+    )
     held_out = {
         "samples": clip_window_source(pairs, WINDOW_FRAMES, ["sync"]),
         "real and out of time": damaged_clip_source(unseen, OfflineDataConfig(curriculum=1), DAMAGED_FRAMES),
@@ -169,9 +167,9 @@ def train(options: PreferenceMethodsOptions, runs: Sequence[str]) -> None:
         looks: list[dict[str, Any]] = []
         for look in range(1, LOOKS + 1):
             while spent < options.seconds * look / LOOKS:
-                began = time.process_time()
-                metrics = trainer.step()
-                spent += time.process_time() - began
+                with stopwatch() as step:
+                    metrics = trainer.step()
+                spent += step.processor
                 curve.append({**metrics, "seconds": spent})
             with trainer.roles.use("ema"):
                 found = {name: likelihood(trainer.policy.eval(), start, source) for name, source in held_out.items()}
@@ -193,14 +191,14 @@ def likelihood(policy: ARFlow, start: ARFlow, source: OfflineSource) -> dict[str
         are less likely than they were), how often its margin is right, and the norm of its velocities over sft's.
     """
     task = OfflineTask(source, CHUNK)
-    shown = task.draw(HELD_OUT, 0, 1)
-    trajectory = task.build_rollouts(start, shown, torch.arange(HELD_OUT)).trajectory
+    batch = task.draw(HELD_OUT, 0, 1)
+    trajectory = task.build_rollouts(start, batch, torch.arange(HELD_OUT)).trajectory
     points = DPO().points(trajectory, NoiseKey(7))
     now, before = velocity_at(policy, trajectory, points), velocity_at(start, trajectory, points)
     assert points.target is not None, "noised points have a target"
     gain = ((before - points.target).square() - (now - points.target).square())[..., MOUTH].flatten(1).mean(1)
     first, second = gain.view(-1, 2).T
-    sync = shown.scores["sync"]
+    sync = batch.scores["sync"]
     decided = sync[:, 0] != sync[:, 1]
     first_won = (sync[:, 0] > sync[:, 1])[decided]
     first, second = first[decided], second[decided]
@@ -268,16 +266,16 @@ def sample_motion(system: str, output: Path, mel: torch.Tensor) -> torch.Tensor:
 
 def add_ratings(options: PreferenceMethodsOptions, systems: Sequence[str], record: Record) -> None:
     """Rate the motion of every system, and compare it with ``sft``."""
-    kept = options.output / "ratings.json"
-    known: dict[str, list[list[float]]] = json.loads(kept.read_text()) if kept.is_file() else {}
+    path = options.output / "ratings.json"
+    ratings: dict[str, list[list[float]]] = json.loads(path.read_text()) if path.is_file() else {}
     mel = load_speech(options.corpus)
     for system in systems:
-        if system not in known:
+        if system not in ratings:
             log(f"Rating {system}")
-            known[system] = rate(sample_motion(system, options.output, mel), mel).tolist()
+            ratings[system] = rate(sample_motion(system, options.output, mel), mel).tolist()
             options.output.mkdir(parents=True, exist_ok=True)
-            write_json(kept, known, indent=None)
-    rows = {system: rating_rows(torch.tensor(known[system])) for system in systems}
+            write_json(path, ratings, indent=None)
+    rows = {system: rating_rows(torch.tensor(ratings[system])) for system in systems}
     compare_runs(record, rows, RATINGS, baseline=BASELINE, group="ratings of the reward side")
 
 
@@ -318,7 +316,7 @@ def add_videos(options: PreferenceMethodsOptions, systems: Sequence[str], record
         rows[system] = {
             name: draw_and_measure(
                 folder / f"{name}.mp4", faces[index % len(faces)],
-                lambda clip=clip, index=index, generate=generate: generate(clip.audio, index), clip.audio,
+                partial(generate, clip.audio, index), clip.audio,
             )
             for index, (name, clip) in enumerate(choice_clips(options.corpus, options.clips).items())
         }  # fmt: skip
@@ -331,12 +329,9 @@ def add_costs(options: PreferenceMethodsOptions, record: Record) -> None:
     audio = np.concatenate([clip.audio for clip in choice_clips(options.corpus, 4).values()])
     seconds: dict[str, float] = {}
     for system in (BASELINE, GUIDED, *CHOSEN):
-        generate, times = motion_function(system, options), []
+        generate = motion_function(system, options)
         generate(audio, 0)
-        for seed in (1, 2, 3):
-            began = time.process_time()
-            generate(audio, seed)
-            times.append((time.process_time() - began) / (len(audio) / SAMPLE_RATE))
+        times = [processor_seconds(partial(generate, audio, seed)) * SAMPLE_RATE / len(audio) for seed in (1, 2, 3)]
         seconds[system] = float(np.median(times))
         record.add(system, "processor time", bootstrap_mean(np.array(times)), unit="s per s of speech", group="cost")
         record.add(system, "factor of sft", seconds[system] / seconds[BASELINE], group="cost")

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
+from benchmarks.material import load_or_make, use_one_thread
 from benchmarks.record import Record
 from flowportrait.corruption import HELD_OUT_MOTION_CORRUPTIONS, MOTION_CORRUPTIONS
 from flowportrait.data.motion_dataset import MotionClip, load_motion_clips
 from flowportrait.evaluation.statistics import bootstrap_mean
-from flowportrait.files import atomic_write
 from flowportrait.flow.schedules import interpolate
 from flowportrait.models.arflow import load_generator
 from flowportrait.preferences.clips import PairObjective
@@ -76,9 +76,9 @@ class PreferencesOptions:
 @torch.no_grad()
 def preferences(options: PreferencesOptions, record: Record) -> None:
     """Train the baselines and measure all models."""
-    torch.set_num_threads(1)
+    use_one_thread()
     options.output.mkdir(parents=True, exist_ok=True)
-    training, unseen = _kept(
+    training, unseen = load_or_make(
         options.output / "clips.pt",
         lambda: [load_motion_clips(options.corpus, (split,)) for split in ("reward", "dev")],
     )
@@ -94,13 +94,6 @@ def preferences(options: PreferencesOptions, record: Record) -> None:
         add_accuracies(options, training, unseen, models, record)
     if "latent" in options.part:
         add_latent_reward(options, unseen, models, record)
-
-
-def _kept(path: Path, make: Callable[[], Any]) -> Any:
-    if not path.is_file():
-        with atomic_write(path) as partial:
-            torch.save(make(), partial)
-    return torch.load(path, weights_only=False)
 
 
 # ── models of motion ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -183,14 +176,14 @@ def add_latent_reward(
 ) -> None:
     """Add the accuracy of the latent reward on real and generated clips, and how models rate real against generated."""
     generator, latent = load_generator("sft"), LatentReward.load()
-    real = _kept(options.output / "real_conditions.pt", lambda: add_audio_conditions(generator, unseen))
+    real = load_or_make(options.output / "real_conditions.pt", lambda: add_audio_conditions(generator, unseen))
     for seed, (test, damages) in enumerate(DAMAGES.items(), 3):
         pairs = LatentPairSampler(real, latent.space, damages, seed, vary=False).draw(options.latent_pairs)
         add_noise_levels(latent, pairs, (NOISY_PAST, CLEAN_PAST), f"latent reward, {test}", record)
-    made = _kept(options.output / "generated.pt", lambda: generate_clips(generator, real))
-    pairs = LatentPairSampler(made, latent.space, MOTION_CORRUPTIONS, 5, vary=False).draw(options.latent_pairs)
+    generated = load_or_make(options.output / "generated.pt", lambda: generate_clips(generator, real))
+    pairs = LatentPairSampler(generated, latent.space, MOTION_CORRUPTIONS, 5, vary=False).draw(options.latent_pairs)
     add_noise_levels(latent, pairs, (CLEAN_PAST,), "latent reward, generated clips, learned damage", record)
-    add_real_against_generated(unseen, [own.clip for own in made], models, record)
+    add_real_against_generated(unseen, [own.clip for own in generated], models, record)
 
 
 def add_noise_levels(
@@ -215,14 +208,14 @@ def add_noise_levels(
 
 
 def add_real_against_generated(
-    unseen: list[MotionClip], made: list[MotionClip], models: dict[str, Scores], record: Record
+    unseen: list[MotionClip], generated: list[MotionClip], models: dict[str, Scores], record: Record
 ) -> None:
     """Add the share of sentences whose real motion scores above generated motion; no model saw such pairs."""
     by_name = {clip.name: clip for clip in unseen}
-    pairs = [(by_name[own.name], own) for own in made if len(own.motion) > WINDOW_FRAMES]
-    real, drawn = (torch.stack([pair[side].motion[1 : 1 + WINDOW_FRAMES] for pair in pairs]) for side in (0, 1))
+    pairs = [(by_name[own.name], own) for own in generated if len(own.motion) > WINDOW_FRAMES]
+    real, sampled = (torch.stack([pair[side].motion[1 : 1 + WINDOW_FRAMES] for pair in pairs]) for side in (0, 1))
     mel = torch.stack([own.mel[4 : 4 * (1 + WINDOW_FRAMES)].float() for own, _ in pairs])
     for name, scores in models.items():
-        above = (scores(real, mel) > scores(drawn, mel)).numpy().astype(np.float64)
+        above = (scores(real, mel) > scores(sampled, mel)).numpy().astype(np.float64)
         for column, dimension in enumerate(DIMENSIONS):
             record.add(name, dimension, bootstrap_mean(above[:, column]), group="share with real above generated")

@@ -13,9 +13,9 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from benchmarks.material import picture_paths, use_one_thread
+from benchmarks.material import picture_paths, speech_paths, use_one_thread
 from benchmarks.record import Record
-from benchmarks.timing import processor_seconds
+from benchmarks.timing import median_in_turns
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, read_audio
 from flowportrait.media.formats import OUTPUT_FORMATS
@@ -34,7 +34,7 @@ Frames = Iterable[np.ndarray]
 
 @dataclass(frozen=True)
 class WatermarkOptions:
-    """Whether the watermark survives, whether it is ever found where it is not, and what it costs.
+    """Measure whether the watermark survives, whether it is found in unmarked footage, and what it costs.
 
     Marked material: portraits animated at 512 px for 4 s, and real footage of 1 s. "survival" writes it as ``animate``
     does and then changes it; "formats" tells what every kind of output carries; "false-alarms" searches unmarked
@@ -46,7 +46,9 @@ class WatermarkOptions:
     part: tuple[Literal["cost", "formats", "survival", "false-alarms"], ...] = (
         "cost", "formats", "survival", "false-alarms",
     )  # fmt: skip
+    """Parts to measure."""
     portraits: int = 13
+    """Portraits that are animated."""
     clips: int = 40
     """Marked clips of real footage."""
     unmarked: int = 200
@@ -61,7 +63,7 @@ def watermark(options: WatermarkOptions, record: Record) -> None:
         folder = Path(name)
         if {"cost", "formats", "survival"} & set(options.part):
             animator, photos = Animator.from_pretrained("rl"), picture_paths(options.data / "portraits")
-            speech = _read_speech(options.data)
+            speech = read_audio(speech_paths(options.data)[0])[: 4 * SAMPLE_RATE]
             if "cost" in options.part:
                 _measure_cost(animator, read_image(photos[0]), speech, folder, record)
         if {"formats", "survival"} & set(options.part):
@@ -86,13 +88,6 @@ def watermark(options: WatermarkOptions, record: Record) -> None:
                    n=len(margins))  # fmt: skip
         record.add("unmarked footage", "searched", len(margins), group="false alarms")
         record.add("unmarked footage", "largest margin", max(margins), unit="σ", group="false alarms")
-
-
-def _read_speech(data: Path) -> np.ndarray:
-    recordings = sorted((data / "speech").glob("*.wav"))
-    if not recordings:
-        raise BadInput(f"No wav files in {data / 'speech'}: give a folder that has some.")
-    return read_audio(recordings[0])[: 4 * SAMPLE_RATE]
 
 
 def _margin(path: Path) -> float:
@@ -164,13 +159,13 @@ def _add_margins(record: Record, group: str, margins: dict[str, list[float]]) ->
 
 def _measure_formats(title: str, clips: list[list[np.ndarray]], folder: Path, record: Record) -> None:
     provenance, group = Provenance(VideoOrigin("portrait"), self_signed()), f"{title}, formats"
+    silence, tags = np.zeros(SAMPLES_PER_FRAME, np.float32), provenance.origin.tags()
     for system in (*OUTPUT_FORMATS, "stream .mp4", "stream .webm"):
         path, found = folder / f"format{system.split()[-1]}", []
         for frames in clips:
             if system.startswith("stream"):
                 sidecar_path(path).unlink(missing_ok=True)
-                silence, tags = np.zeros(SAMPLES_PER_FRAME, np.float32), provenance.origin.tags()
-                write_video_stream(path, add_watermark(frames), lambda i, silence=silence: silence, tags=tags)
+                write_video_stream(path, add_watermark(frames), lambda i: silence, tags=tags)
             else:
                 write_video_with_provenance(path, frames, None, provenance)
             found.append(inspect_provenance(path))
@@ -195,10 +190,9 @@ def _measure_cost(animator: Animator, photo: np.ndarray, speech: np.ndarray, fol
         "writing marked frames": lambda: write_video(path, marked, speech, tags=origin.tags()),
         "signing": lambda: sign_video(path, origin, credential),
     }
-    spent = {}
-    for system, job in work.items():
-        spent[system] = processor_seconds(job, repeats=5)
-        record.add(system, "processor", 1000 * spent[system] / len(frames), unit="ms/frame", group="cost at 512 px")
+    spent = median_in_turns(work, repeats=5)
+    for system, seconds in spent.items():
+        record.add(system, "processor", 1000 * seconds / len(frames), unit="ms/frame", group="cost at 512 px")
     more = spent["marking"] + spent["writing marked frames"] - spent["writing"] + spent["signing"]
     share = more / (spent["drawing"] + spent["writing"])
     record.add("provenance", "share of drawing and writing", 100 * share, unit="%", group="cost", n=len(frames))

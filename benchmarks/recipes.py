@@ -12,7 +12,6 @@ held-out prompts are not counted. Seed by seed, so that an interrupted call leav
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -23,10 +22,11 @@ import numpy as np
 import torch
 
 from benchmarks.drawing import codecs, draw_and_measure, generate_motion, named_checkpoints, real_motion
-from benchmarks.material import choice_clips
+from benchmarks.material import choice_clips, use_one_thread
 from benchmarks.paired import Rows, compare_runs
 from benchmarks.recipe_controls import Sampling, best_of, train_longer, tune_sampling
 from benchmarks.record import Record
+from benchmarks.timing import stopwatch
 from flowportrait.config import override
 from flowportrait.data.corpus import FaceClip
 from flowportrait.data.prompts import read_prompts
@@ -146,7 +146,7 @@ class RecipesOptions:
 
 def recipes(options: RecipesOptions, record: Record) -> None:
     """Train and measure contestants, and compare them with ``sft``."""
-    torch.set_num_threads(1)
+    use_one_thread()
     setup = Setup(options)
     names = [name for study in options.study for name in STUDIES[study]]
     wanted = [name for name in dict.fromkeys(names) if not options.only or name in options.only]
@@ -267,23 +267,23 @@ def post_train(setup: Setup, contestant: Contestant, folder: Path, seed: int) ->
     recipe = override(find_recipe(contestant.recipe), [*SMALL, *contestant.settings, f"seed={seed}"])
     task = setup.exemplar_task if recipe.exemplars else setup.training_task
     trainer = Trainer(load_generator("sft"), task, recipe, CompositeReward.default(recipe.rewards))
-    seen, seconds = setup.watch_at_start(trainer.policy), setup.options.seconds
-    records = [{"iteration": 0.0, "seconds": 0.0, **held_out_means(seen)}]
+    held_out_rewards, seconds = setup.watch_at_start(trainer.policy), setup.options.seconds
+    records = [{"iteration": 0.0, "seconds": 0.0, **held_out_means(held_out_rewards)}]
     spent, next_look = 0.0, seconds / LOOKS
     while spent < seconds:
-        began = time.process_time()
-        metrics = trainer.step()
-        spent += time.process_time() - began
+        with stopwatch() as step:
+            metrics = trainer.step()
+        spent += step.processor
         metrics["seconds"] = spent
         if spent >= next_look:
             with trainer.rollout_mode("ema"):
-                seen = setup.watch(trainer.policy)
-            metrics |= held_out_means(seen)
+                held_out_rewards = setup.watch(trainer.policy)
+            metrics |= held_out_means(held_out_rewards)
             next_look += seconds / LOOKS
         records.append(metrics)
     with trainer.roles.use("ema"):
         trainer.policy.save_pretrained(folder / "checkpoint")
-    write_json(folder / "held.json", seen, indent=None)
+    write_json(folder / "held.json", held_out_rewards, indent=None)
     write_text(folder / "curve.jsonl", "".join(json.dumps(metrics) + "\n" for metrics in records))
 
 
@@ -303,7 +303,7 @@ def evaluate(setup: Setup, name: str, seed: int, checkpoint: str | None = None) 
     for index, (stem, clip) in enumerate(setup.clips.items()):
         motion = real_motion(clip) if generate is None else generate(clip.audio, index, 0)
         codec = setup.codecs[index % len(setup.codecs)]
-        rows[stem] = draw_and_measure(folder / "videos" / f"{stem}.mp4", codec, lambda own=motion: own, clip.audio)
+        rows[stem] = draw_and_measure(folder / "videos" / f"{stem}.mp4", codec, motion, clip.audio)
         if generate is not None:
             spread = torch.stack([motion, generate(clip.audio, index, 1)]).std(0).mean(0)
             rows[stem] |= {"spread_lips": float(spread[LOWER_FACE].mean()), "spread_head": float(spread[HEAD].mean())}
@@ -355,9 +355,9 @@ def held_out_rows(path: Path, start: Path) -> dict[str, MetricRow]:
 
     ``composite`` is their weighted sum, each in standard deviations of the rewards before training.
     """
-    seen, first = ({k: np.array(v) for k, v in json.loads(one.read_text()).items()} for one in (path, start))
+    rewards, first = ({k: np.array(v) for k, v in json.loads(one.read_text()).items()} for one in (path, start))
     weights = RewardWeights().by_name()
-    total = sum(weights[name] * (seen[name] - first[name].mean()) / first[name].std() for name in weights)
-    columns = {COMPOSITE: np.asarray(total), **seen}
+    total = sum(weights[name] * (rewards[name] - first[name].mean()) / first[name].std() for name in weights)
+    columns = {COMPOSITE: np.asarray(total), **rewards}
     samples = range(len(columns[COMPOSITE]))
     return {str(sample): {name: float(values[sample]) for name, values in columns.items()} for sample in samples}

@@ -22,6 +22,8 @@ from flowportrait.files import write_json
 from flowportrait.terminal import log, print_table
 
 ROOT = Path(__file__).parents[1]
+MOST_COLUMNS = 8
+"""A table with more metrics than this has a line per metric and a column per system."""
 
 
 @dataclass(frozen=True)
@@ -94,23 +96,32 @@ class Record:
         )
 
     def print(self) -> None:
-        """Print a table for every group: a line per system, a column per metric."""
+        """Print a table for every group: a line per system and a column per metric, or the reverse for many metrics."""
         from rich.markup import escape
         from rich.table import Table
 
         for group in dict.fromkeys(row.group for row in self.rows):
             rows = [row for row in self.rows if row.group == group]
-            metrics = list(dict.fromkeys((row.metric, row.unit) for row in rows))
+            cells = {(row.system, _title(row)): format_row(row, unit=False) for row in rows}
+            systems, metrics = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
+            lines, columns = systems, metrics
+            if len(metrics) > MOST_COLUMNS:
+                lines, columns = metrics, systems
+                cells = {(metric, system): text for (system, metric), text in cells.items()}
             table = Table(title=escape(group) or None, title_justify="left")
             table.add_column("")
-            for metric, unit in metrics:
-                table.add_column(escape(f"{metric} [{unit}]" if unit else metric), justify="right")
-            for system in dict.fromkeys(row.system for row in rows):
-                cells = {(row.metric, row.unit): format_row(row, unit=False) for row in rows if row.system == system}
-                table.add_row(escape(system), *(cells.get(metric, "") for metric in metrics))
+            for column in columns:
+                table.add_column(escape(column), justify="right")
+            for line in lines:
+                table.add_row(escape(line), *(cells.get((line, column), "") for column in columns))
             print_table(table)
         for note in self.notes:
             print(note)
+
+
+def _title(row: Row) -> str:
+    """Return the metric with its unit, as in the head of a table."""
+    return f"{row.metric} [{row.unit}]" if row.unit else row.metric
 
 
 def format_row(row: Row, unit: bool = True) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,9 @@ import torch
 from scipy.stats import mannwhitneyu
 from skimage.data import astronaut
 
+from benchmarks.material import dev_records, load_clip, spread_evenly, use_one_thread
 from benchmarks.record import Record
+from benchmarks.timing import processor_seconds, stopwatch
 from flowportrait.commands.options import Flag, OptionalPath
 from flowportrait.corruption import CORRUPTIONS, Footage, corrupt
 from flowportrait.data.corpus import FaceClip
@@ -123,15 +125,13 @@ def unseen_footage(options: RewardMatrixOptions) -> Iterator[tuple[str, Footage,
     assert options.corpus is not None
     assert options.data is not None
     by_speaker: dict[str, list[str]] = defaultdict(list)
-    for line in (options.corpus / "clips.jsonl").read_text().splitlines():
-        found = json.loads(line)
-        if found["split"] == "dev" and found["frames"] >= FOOTAGE_FRAMES and found["name"].startswith("anchors"):
+    for found in dev_records(options.corpus):
+        if found["frames"] >= FOOTAGE_FRAMES and found["name"].startswith("anchors"):
             by_speaker[found["speaker"]].append(found["name"])
     for speaker, names in sorted(by_speaker.items()):
-        for place in np.linspace(0, len(names) - 1, FOOTAGE_CLIPS).astype(int):
-            clip = FaceClip.load(options.corpus / "clips" / f"{names[place]}.safetensors")
-            path = options.data / f"{names[place]}.mp4"
-            frames = np.stack([frame for frame, _ in zip(iter_frames(path), range(FOOTAGE_FRAMES), strict=False)])
+        for name in spread_evenly(names, FOOTAGE_CLIPS):
+            clip = load_clip(options.corpus, name)
+            frames = np.stack(list(islice(iter_frames(options.data / f"{name}.mp4"), FOOTAGE_FRAMES)))
             footage = Footage(frames, clip.audio[: FOOTAGE_FRAMES * 640], clip.landmarks[:FOOTAGE_FRAMES])
             yield speaker, footage, clip.blendshapes[:FOOTAGE_FRAMES]
 
@@ -142,8 +142,7 @@ def damage_footage(options: RewardMatrixOptions, record: Record) -> None:
     portraits = [Portrait.from_image(clip.frames[0]) for clip in clips]
     rewards = [build_reward(name) for name in options.rewards or WEIGHTED_REWARDS if name != "self_confidence"]
     damages: dict[str, tuple[FootageDamage, Sequence[float]]] = {
-        name: (lambda clip, strength, seed, name=name: corrupt(clip, name, strength, seed), found.strengths)
-        for name, found in CORRUPTIONS.items()
+        name: (catalogue_damage(name), found.strengths) for name, found in CORRUPTIONS.items()
     }
     damages["soft mouth"] = (blur_mouth, (1.0, 2.0, 4.0))
     damages["another face"] = (
@@ -154,9 +153,8 @@ def damage_footage(options: RewardMatrixOptions, record: Record) -> None:
         if options.known:
             batch = batch_of_known_tracks(damaged, shapes, portraits)
         else:
-            batch = RewardBatch.from_frames(
-                [clip.frames for clip in damaged], [clip.audio for clip in damaged], portraits=portraits
-            )
+            frames, sounds = zip(*map(pictures_and_sound, damaged), strict=True)
+            batch = RewardBatch.from_frames(frames, sounds, portraits=portraits)
         return {reward.name: score_batch(reward, batch).value for reward in rewards}
 
     jobs = {
@@ -174,20 +172,31 @@ def damage_footage(options: RewardMatrixOptions, record: Record) -> None:
     record.note(f"Damaged footage: {len(clips)} clips of {len(set(speakers))} dev speakers, {how}.")
 
 
+def catalogue_damage(name: str) -> FootageDamage:
+    """Return the damage of the catalogue with a name."""
+    return lambda clip, strength, seed: corrupt(clip, name, strength, seed)
+
+
+def pictures_and_sound(clip: Footage) -> tuple[np.ndarray, np.ndarray]:
+    """Return frames and sound of footage that has both."""
+    assert clip.audio is not None
+    return clip.pictures("scoring"), clip.audio
+
+
 def batch_of_known_tracks(
     damaged: Sequence[Footage], shapes: Sequence[np.ndarray], portraits: Sequence[Portrait]
 ) -> RewardBatch:
     """Return what ``RewardBatch.from_frames`` returns, with the landmarks of the damage instead of tracked ones."""
-    motions, crops, points = [], [], []
+    motions, mels, crops, points = [], [], [], []
     for clip, shape in zip(damaged, shapes, strict=True):
-        motion, _ = MotionBasis.load().encode(clip.landmarks, shape)
-        to_crop = crop_transform(np.median(clip.landmarks, 0), clip.frames.shape[1:3], REWARD_CROP_SIDE)
-        motions.append(motion)
-        crops.append(np.stack([crop_frame(frame, to_crop, REWARD_CROP_SIDE) for frame in clip.frames]))
-        points.append(apply_affine(to_crop, clip.landmarks)[..., :2])
-    mel = torch.stack([log_mel(normalize_loudness(clip.audio)) for clip in damaged])
-    frames = RecordedFrames(np.stack(crops), np.stack(points))
-    return RewardBatch(torch.stack(motions), mel, frames, portraits=portraits, domain="filmed")
+        (frames, sound), landmarks = pictures_and_sound(clip), clip.points("scoring")
+        to_crop = crop_transform(np.median(landmarks, 0), frames.shape[1:3], REWARD_CROP_SIDE)
+        motions.append(MotionBasis.load().encode(landmarks, shape)[0])
+        mels.append(log_mel(normalize_loudness(sound)))
+        crops.append(np.stack([crop_frame(frame, to_crop, REWARD_CROP_SIDE) for frame in frames]))
+        points.append(apply_affine(to_crop, landmarks)[..., :2])
+    recorded = RecordedFrames(np.stack(crops), np.stack(points))
+    return RewardBatch(torch.stack(motions), torch.stack(mels), recorded, portraits=portraits, domain="filmed")
 
 
 def add_changes(record: Record, group: str, clean: Scores, found: dict[tuple[str, float], Scores]) -> None:
@@ -211,6 +220,7 @@ def add_changes(record: Record, group: str, clean: Scores, found: dict[tuple[str
 
 def damage_motion(options: RewardMatrixOptions, record: Record) -> None:
     """Damage motion itself, which is exact, and the only way to score the policy's own confidence."""
+    assert options.corpus is not None
     policy, frames = load_generator("sft").eval(), options.frames
     by_speaker: dict[str, list[MotionClip]] = defaultdict(list)
     for clip in load_motion_clips(options.corpus, ("dev",)):
@@ -284,13 +294,15 @@ def tell_people_apart(options: RewardMatrixOptions, record: Record) -> None:
         faces = torch.cat([align_faces(f[None], p[None], side) for f, p in zip(frames, points, strict=True)])
         with torch.no_grad():
             net(faces[:2])
-            began = time.process_time()
-            embeddings = net(faces)
-            spent = (time.process_time() - began) / len(faces)
+            with stopwatch() as spent:
+                embeddings = net(faces)
         cosine = (embeddings @ embeddings.T).numpy()[upper]
         auc = mannwhitneyu(cosine[same], cosine[~same]).statistic / (same.sum() * (~same).sum())
-        figures = {"AUC": (auc, ""), "cosine, same": (cosine[same].mean(), ""),
-                   "cosine, different": (cosine[~same].mean(), ""), "cost": (1e3 * spent, "ms a face")}  # fmt: skip
+        figures = {
+            "AUC": (auc, ""), "cosine, same": (cosine[same].mean(), ""),
+            "cosine, different": (cosine[~same].mean(), ""),
+            "cost": (1e3 * spent.processor / len(faces), "ms a face"),
+        }  # fmt: skip
         for metric, (value, unit) in figures.items():
             record.add(f"{side} px", metric, float(value), unit=unit, n=len(same), group="people")
 
@@ -300,7 +312,7 @@ def time_rewards(options: RewardMatrixOptions, record: Record) -> None:
 
     Drawing is timed apart, since rewards share it. Seconds are processor seconds of one core.
     """
-    torch.set_num_threads(1)
+    use_one_thread()
     codec = MotionCodec(Portrait.from_image(astronaut()), 128, retouch=False)
     policy = load_generator("sft").eval()
     tracks = 0.5 * torch.randn(96, 72, 30, generator=torch.Generator().manual_seed(0)).cumsum(1) / 8
@@ -312,13 +324,9 @@ def time_rewards(options: RewardMatrixOptions, record: Record) -> None:
         renderer, latents = PortraitRenderer([codec], [0] * 96, 128), torch.randn(96, 18, policy.latent_dim)
         return RewardBatch(tracks, mel, renderer, policy=policy, condition=policy.condition(mel), latents=latents)
 
-    def seconds(work: Callable[[], object]) -> float:
-        began = time.process_time()
-        work()
-        return time.process_time() - began
-
     whole = make_batch()
-    record.add("drawing 4 frames", "at once", 96 / seconds(lambda: whole.frames(drawn)), unit="samples/s", group="cost")
+    drawing = processor_seconds(lambda: whole.frames(drawn))
+    record.add("drawing 4 frames", "at once", 96 / drawing, unit="samples/s", group="cost")
     whole.places(drawn)
     single = [whole.select(torch.tensor([row])) for row in range(0, 96, 12)]
     for part in single:
@@ -328,14 +336,15 @@ def time_rewards(options: RewardMatrixOptions, record: Record) -> None:
         rewards.append(("perceptual (face)", build_reward("perceptual", RewardOptions(backbone="face"))))
     for name, reward in rewards:
         score_batch(reward, single[0])
-        at_once = 96 / seconds(lambda own=reward: score_batch(own, whole))
-        alone = len(single) / seconds(lambda own=reward: [score_batch(own, part) for part in single])
+        score = partial(score_batch, reward)
+        at_once = 96 / processor_seconds(partial(score, whole))
+        alone = len(single) / sum(processor_seconds(partial(score, part)) for part in single)
         record.add(name, "at once", at_once, unit="samples/s", group="cost")
         record.add(name, "one by one", alone, unit="samples/s", group="cost")
         record.add(name, "ratio", at_once / alone, group="cost")
     composite, fresh = CompositeReward.default(), make_batch()
-    record.add("default composite, with drawing", "at once", 96 / seconds(lambda: composite(fresh)), unit="samples/s",
-               group="cost")  # fmt: skip
+    whole_cost = processor_seconds(lambda: composite(fresh))
+    record.add("default composite, with drawing", "at once", 96 / whole_cost, unit="samples/s", group="cost")
 
 
 # ── sync experts ───────────────────────────────────────────────────────────────────────────────────────────────────

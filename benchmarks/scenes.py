@@ -7,7 +7,6 @@ flicker       mean change from frame to frame between the lips
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.material import mean_of_known
+from benchmarks.material import load_clip, mean_of_known
 from benchmarks.record import Record
-from flowportrait.data.corpus import FaceClip
+from flowportrait.data.corpus import corpus_records
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.statistics import bootstrap_mean, bootstrap_ratio
 from flowportrait.media.faces import FaceTracker, interpolate_missing_frames
@@ -52,13 +51,12 @@ def read_scenes(corpus: Path, footage: Path, count: int, frames: int, dev: bool 
 
     The speaker of GRID is left out: sentences of his are in every split.
     """
-    records = [json.loads(line) for line in (corpus / "clips.jsonl").read_text().splitlines()]
-    records = [r for r in records if (r["split"] == "dev") == dev and "grid" not in r["speaker"]]
+    records = [r for r in corpus_records(corpus) if (r["split"] == "dev") == dev and "grid" not in r["speaker"]]
     turns: dict[str, int] = {}
     for record in records:
         turns[record["speaker"]] = record["turn"] = turns.get(record["speaker"], 0) + 1
     for record in sorted(records, key=lambda r: (r["turn"], r["speaker"]))[:count]:
-        clip = FaceClip.load(corpus / "clips" / f"{record['name']}.safetensors")
+        clip = load_clip(corpus, record["name"])
         pictures = list(iter_frames(footage / f"{record['name']}.mp4"))[:frames]
         end = min(len(pictures), len(clip))
         yield Scene(record["name"], pictures[:end], clip.landmarks[:end], clip.blendshapes[:end])

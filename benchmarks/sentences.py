@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 from scipy.signal import fftconvolve
 
+from benchmarks.material import load_clip, speech_paths
 from flowportrait.commands.options import Flag, OptionalPath
-from flowportrait.data.corpus import FaceClip
 from flowportrait.data.motion_dataset import MotionClip, load_motion_clips
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, read_audio
@@ -47,8 +47,7 @@ class Sentences:
         clips = [clip for clip in load_motion_clips(corpus, ("dev",)) if clip.name.startswith(tuple(LANGUAGES))]
         if not clips:
             raise BadInput(f"{corpus} has no dev clips of {' or '.join(LANGUAGES)}: check its clips.jsonl.")
-        files = {clip.name: corpus / "clips" / f"{clip.name}.safetensors" for clip in clips}
-        return cls(clips, {name: normalize_loudness(FaceClip.load(file).audio) for name, file in files.items()})
+        return cls(clips, {clip.name: normalize_loudness(load_clip(corpus, clip.name).audio) for clip in clips})
 
     def of(self, source: str, frames: int = 0) -> list[MotionClip]:
         """Return the clips of a source that are long enough."""
@@ -150,10 +149,10 @@ def gate_noise(wave: np.ndarray) -> np.ndarray:
     return reduce_noise(y=wave, sr=SAMPLE_RATE).astype(np.float32)
 
 
-def recorded_voices(folder: Path, pieces: int, seconds: int = 3) -> Iterator[tuple[str, str, np.ndarray]]:
+def recorded_voices(footage: Path, pieces: int, seconds: int = 3) -> Iterator[tuple[str, str, np.ndarray]]:
     """Yield language, name and sound of pieces of recordings that there is no video of; Chinese is one sentence."""
     piece = seconds * SAMPLE_RATE
-    for index, path in product(range(pieces), sorted(folder.glob("*.wav"))):
+    for index, path in product(range(pieces), speech_paths(footage) if pieces else ()):
         chinese, wave = "chinese" in path.name, normalize_loudness(read_audio(path))
         first = 0 if chinese else index * piece
         if first + piece <= len(wave):

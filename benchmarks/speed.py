@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def babble(seconds: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SpeedOptions:
-    """What a frame of video costs, stage by stage, in processor time of one core.
+    """Measure what a frame of video costs, stage by stage, in processor time of one core.
 
     Stages are timed alone. "everything" is one call as ``animate`` makes it, in processor time of all its threads and
     by the clock. With --against, another version of the package takes turns with this one in processes of their own.
@@ -57,6 +58,7 @@ class SpeedOptions:
     image: OptionalPath = None
     """Photo; a picture that comes with scikit-image by default."""
     checkpoint: str = "rl"
+    """Generator: a name, or a folder."""
     seconds: float = 8
     """Length of the speech."""
     size: int = 512
@@ -135,8 +137,8 @@ def _time_stages(options: SpeedOptions) -> dict[str, float]:
         time_stage("encoding", lambda: write_video(path, marked, sound, tags=origin.tags()))
         time_stage("signing", lambda: sign_video(path, origin, credential))
         with stopwatch() as spent:
-            made = animator.animate(image, sound, size=options.size, crop=options.crop)
-            write_video_with_provenance(path, made, sound, Provenance(origin, credential))
+            frames_of_video = animator.animate(image, sound, size=options.size, crop=options.crop)
+            write_video_with_provenance(path, frames_of_video, sound, Provenance(origin, credential))
     return table | {EVERYTHING: MS * spent.processor / frames, CLOCK: MS * spent.clock / frames}
 
 
@@ -186,7 +188,7 @@ def _photo(path: Path | None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class StartupOptions:
-    """What the program costs before it works: processor seconds of fresh processes, and of one whole short video.
+    """Measure the cost of starting the program: processor seconds of fresh processes, and of one short video.
 
     Every row is a process of its own, started --repeats times, in turn with the same row of --against; the least
     counts, user and system time of all its threads.
@@ -195,6 +197,7 @@ class StartupOptions:
     against: OptionalPath = None
     """Another checkout, or its folder src."""
     repeats: int = 3
+    """Processes of each row."""
     seconds: float = 7.5
     """Length of the speech of the video."""
     quick: Flag = False
@@ -250,7 +253,7 @@ def _hum(seconds: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class RenderOptions:
-    """What a drawn frame costs at several sizes, with and without the retouching network.
+    """Measure what a drawn frame costs at several sizes, with and without the retouching network.
 
     At 512 px it is held against the textbook piecewise-affine warp of the same mesh (one cv2.warpAffine and one mask
     per triangle, without eyes or mouth), which should lose.
@@ -259,6 +262,7 @@ class RenderOptions:
     size: tuple[int, ...] = (256, 512, 768, 1024)
     """Sides in pixels."""
     frames: int = 60
+    """Frames that are drawn at each size."""
 
 
 def render(options: RenderOptions, record: Record) -> None:
@@ -294,7 +298,7 @@ def render(options: RenderOptions, record: Record) -> None:
 
 def _median_ms(draw: Callable[[np.ndarray], object], poses: np.ndarray) -> float:
     """Return the median processor time of a call in milliseconds."""
-    return MS * float(np.median([processor_seconds(lambda pose=pose: draw(pose)) for pose in poses]))
+    return MS * float(np.median([processor_seconds(partial(draw, pose)) for pose in poses]))
 
 
 def _nodding(landmarks: np.ndarray, frames: int) -> np.ndarray:

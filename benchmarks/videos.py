@@ -13,7 +13,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.material import choice_clips, mean_of_known, measure_frames, portraits, use_one_thread
+from benchmarks.drawing import SIZE, codecs, draw_and_measure, generate_motion, track_mouth
+from benchmarks.material import (
+    choice_clips,
+    dev_records,
+    load_clip,
+    mean_of_known,
+    speech_paths,
+    spread_evenly,
+    use_one_thread,
+)
+from benchmarks.paired import metric_value
 from benchmarks.picture import lip_opening
 from benchmarks.record import Record
 from benchmarks.sentences import (
@@ -29,16 +39,14 @@ from benchmarks.sentences import (
 )
 from flowportrait.commands.options import Flag, OptionalPath, OptionalText
 from flowportrait.corruption.motion import loudness_driven_jaw, motion_of_other_sentence
-from flowportrait.data.corpus import FaceClip
 from flowportrait.data.motion_dataset import load_motion_clips
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.lip_sync import measure_sync
+from flowportrait.evaluation.metrics import MetricRow
 from flowportrait.evaluation.motion_metrics import count_blinks, measure_silent_lip
 from flowportrait.evaluation.statistics import bootstrap_mean, bootstrap_ratio
-from flowportrait.evaluation.tracking import VideoTracks
 from flowportrait.files import write_json
 from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, read_audio
-from flowportrait.media.crop import MOUTH_PATCH, mouth_patch
 from flowportrait.media.faces import FaceTracker
 from flowportrait.media.image import read_image
 from flowportrait.media.mel import log_mel, normalize_loudness
@@ -57,9 +65,6 @@ from flowportrait.rendering.renderer import MotionCodec
 from flowportrait.rewards.sync import MotionSyncExpert
 from flowportrait.speech.text_to_speech import synthesize_samples
 from flowportrait.speech.voices import load_voice
-
-SIZE = 256
-"""Side of the videos in pixels."""
 
 # --- Finished videos --------------------------------------------------------------------
 
@@ -174,19 +179,19 @@ def videos_to_measure(options: VideosOptions) -> Iterator[Video]:
     """Yield everything to measure; the same sentence has the same portrait and seed in every system."""
     sentences = Sentences.load(options.corpus)
     systems = load_systems(options, sentences)
-    codecs = [MotionCodec(portrait) for portrait in portraits(options.data, SIZE)]
+    people = codecs(options.data)
 
     def generated(language: str, name: str, index: int, wave: np.ndarray, lead: np.ndarray) -> Iterator[Video]:
         for system_name, system in systems.items():
             motion = partial(generate, system, wave, index, lead if options.lead else lead[:0])
-            yield Video(system_name, language, name, codecs[index % len(codecs)], motion, wave)
+            yield Video(system_name, language, name, people[index % len(people)], motion, wave)
 
     for source, (language, _) in LANGUAGES.items():
         clips, count = sentences.of(source), options.clips if source == "anchors" else options.clips // 2
         if not clips or not language.startswith(options.language or ""):
             continue
         # At least two, as another sentence is one of the controls.
-        chosen = [clips[i] for i in np.linspace(0, len(clips) - 1, max(2, count)).astype(int)]
+        chosen = spread_evenly(clips, max(2, count))
         for index, clip in enumerate(chosen):
             wave, before = sentences.audio[clip.name], chosen[index - 1]
             tracks = {
@@ -194,7 +199,7 @@ def videos_to_measure(options: VideosOptions) -> Iterator[Video]:
                 "loudness jaw": loudness_driven_jaw(clip.motion, wave),
                 "another sentence": motion_of_other_sentence(clip.motion, before.motion),
             }
-            codec = codecs[index % len(codecs)]
+            codec = people[index % len(people)]
             for system, track in tracks.items():
                 yield Video(system, language, Path(clip.name).name, codec, partial(torch.clone, track), wave)
             yield from generated(language, Path(clip.name).name, index, wave, sentences.audio[before.name])
@@ -216,7 +221,7 @@ def videos_to_measure(options: VideosOptions) -> Iterator[Video]:
 
 def voices_without_video(options: VideosOptions) -> Iterator[tuple[str, str, np.ndarray]]:
     """Yield language, name and sound of recordings, then of a synthetic Chinese voice."""
-    yield from recorded_voices(options.data / "speech", options.pieces)
+    yield from recorded_voices(options.data, options.pieces)
     for index, sentence in enumerate(MANDARIN if options.pieces else ()):
         sound = np.concatenate(list(synthesize_samples([sentence], load_voice("espeak:cmn"))))
         yield "Chinese, synthetic voice", f"mandarin_{index}", normalize_loudness(sound)
@@ -232,25 +237,7 @@ def generate(system: System, wave: np.ndarray, seed: int, lead: np.ndarray) -> t
     animator = Animator(system.model, enhancer=system.enhancer)
     before = len(lead) // SAMPLES_PER_FRAME
     sound = system.damage(np.concatenate([lead[: before * SAMPLES_PER_FRAME], wave]))
-    return torch.cat(list(animator.motion(sound, seed=seed)))[before:]
-
-
-def track_mouth(video: Path) -> VideoTracks:
-    """Return the tracks that sync and lips in silence are measured on; the other parts stay empty."""
-    frames, heard = list(iter_frames(video)), read_audio(video)
-    with FaceTracker() as tracker:
-        faces = tracker.track(frames)
-    patches = [
-        mouth_patch(frame, points) if valid else np.zeros(MOUTH_PATCH, np.uint8)
-        for frame, points, valid in zip(frames, faces.landmarks, faces.valid, strict=True)
-    ]
-    none, sound = np.zeros(0), np.zeros(len(frames) * SAMPLES_PER_FRAME, np.float32)
-    sound[: len(heard)] = heard[: len(sound)]
-    return VideoTracks(
-        landmarks=faces.landmarks, blendshapes=faces.blendshapes, valid=faces.valid, mouth=np.array(patches),
-        audio=sound, points=none, flow=none, crops=none, crop_at=none, skin=none, still=none, border=none,
-        source_fps=none, size=np.array(frames[0].shape[:2]),
-    )  # fmt: skip
+    return generate_motion(animator, sound, seed)[before:]
 
 
 # --- Ten minutes ------------------------------------------------------------------------
@@ -324,17 +311,14 @@ def long_speech(options: LongRunOptions, number: int) -> np.ndarray:
     Raises:
         BadInput: there is no speech of that language.
     """
-    folder = options.corpus / "clips"
     if number % 2:
-        records = [json.loads(line) for line in (options.corpus / "clips.jsonl").read_text().splitlines()]
-        names = [r["name"] for r in records if r["split"] == "dev" and r["name"].startswith("anchors")]
-        pieces = [FaceClip.load(folder / f"{name}.safetensors").audio for name in names]
+        names = [record["name"] for record in dev_records(options.corpus) if record["name"].startswith("anchors")]
+        pieces = [load_clip(options.corpus, name).audio for name in names]
     else:
-        paths = sorted((options.data / "speech").glob("*.wav"))
-        pieces = [read_audio(path) for path in paths if "chinese" not in path.name]
+        pieces = [read_audio(path) for path in speech_paths(options.data) if "chinese" not in path.name]
     if not pieces:
-        place = "dev clips of anchors in the corpus" if number % 2 else f"recordings in {options.data / 'speech'}"
-        raise BadInput(f"There are no {place} to make long speech of.")
+        language = "Arabic clips of dev speakers" if number % 2 else "English recordings"
+        raise BadInput(f"Long speech needs {language}: give a corpus and footage that have some.")
     wanted, parts, length = options.minutes * 60 * SAMPLE_RATE, list[np.ndarray](), 0
     for index in cycle(np.random.default_rng(number).permutation(len(pieces))):
         parts += [normalize_loudness(pieces[index]), PAUSE]
@@ -427,9 +411,7 @@ def conversation(options: ConversationOptions, record: Record) -> None:
     speaking, listening = gates == 1, (gates == 0) & (gates[::-1] == 1)
     animator = Animator.from_pretrained("rl")
 
-    def generate_from(sound: np.ndarray, seed: int) -> torch.Tensor:
-        return torch.cat(list(animator.motion(sound, seed=seed)))
-
+    generate_from = partial(generate_motion, animator)
     systems = {
         "own track": generate_conversation_motion(generate_from, heard),
         "both hear both": [generate_from(heard.sum(0), seed) for seed in (0, 1)],
@@ -481,10 +463,9 @@ class NoisyOptions:
 def noisy(options: NoisyOptions, record: Record) -> None:
     """Measure every checkpoint on every sound."""
     use_one_thread()
-    codecs = [MotionCodec(portrait) for portrait in portraits(options.data, SIZE)]
-    clips = choice_clips(options.corpus, options.clips)
+    people, clips = codecs(options.data), choice_clips(options.corpus, options.clips)
     for name in options.checkpoints:
-        animator, found = Animator.from_pretrained(name), dict[str, list[dict[str, float]]]()
+        animator, found = Animator.from_pretrained(name), dict[str, list[MetricRow]]()
         for index, (stem, clip) in enumerate(clips.items()):
             others = [other.audio for key, other in clips.items() if key != stem]
             if not others:
@@ -492,9 +473,9 @@ def noisy(options: NoisyOptions, record: Record) -> None:
             sounds = {"clean": clip.audio, "babble": babble(clip.audio, others, 0), "room": room(clip.audio, 0)}
             sounds |= {f"{kind}, gated": gate_noise(sounds[kind]) for kind in ("babble", "room")}
             for kind, heard in sounds.items():
-                frames = codecs[index % len(codecs)].decode(torch.cat(list(animator.motion(heard, seed=index))))
                 path = options.output / Path(name).name / kind.replace(", ", "_") / f"{stem}.mp4"
-                found.setdefault(kind, []).append(measure_frames(path, frames, clip.audio, _NOISY_METRICS))
+                motion, codec = partial(generate_motion, animator, heard, index), people[index % len(people)]
+                found.setdefault(kind, []).append(draw_and_measure(path, codec, motion, clip.audio))
         for kind, rows in found.items():
             for key, metric in _NOISY_METRICS.items():
-                record.add(kind, metric, mean_of_known([row[key] for row in rows]), group=Path(name).name)
+                record.add(kind, metric, mean_of_known([metric_value(row, key) for row in rows]), group=Path(name).name)

@@ -124,7 +124,8 @@ def write_video(path: Path) -> None:
     face = astronaut()[:256, 90:346]
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"crf": "10"})
-        stream.height, stream.width, stream.pix_fmt = *face.shape[:2], "yuv420p"
+        stream.height, stream.width = face.shape[:2]
+        stream.pix_fmt = "yuv420p"
         for number in range(20):
             picture = np.roll(face, abs(number % 16 - 8), axis=1)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

@@ -218,8 +218,8 @@ class Names(ast.NodeVisitor):
         for argument in every:
             if argument.annotation:
                 self.visit(argument.annotation)
-        if getattr(node, "returns", None):
-            self.visit(node.returns)  # type: ignore[union-attr]
+        if returns := getattr(node, "returns", None):
+            self.visit(returns)
         local = {argument.arg for argument in every}
         body = node.body if isinstance(node.body, list) else [node.body]
         shared = {n for s in body for g in ast.walk(s) if isinstance(g, (ast.Global, ast.Nonlocal)) for n in g.names}
@@ -300,8 +300,8 @@ class Restructure:
                 self.problems.append(f"table: there is no module {old}")
             if counted.count(old) > 1:
                 self.problems.append(f"table: {old} is listed twice")
-        for name, module in self.modules.items():
-            if name not in self.place and name and (not module.is_package or has_code(module.tree)):
+        for name, own in self.modules.items():
+            if name not in self.place and name and (not own.is_package or has_code(own.tree)):
                 self.problems.append(f"not in the table: {name}")
         self.table.blocks = [
             Block(block.name, block.title, [m for m in block.members if m in self.modules]) for block in table.blocks
@@ -394,11 +394,9 @@ class Restructure:
         """Local names of modules and which old module they are."""
         direct: set[str] = set()
         """Those of them that are replaced by imports of what is used."""
-        for name in (
-            definitions(module.tree) if module.name in self.modules and self.modules.get(module.name) is module else ()
-        ):
-            if self.name_of(module.name, name) != name:
-                renamed[name] = self.name_of(module.name, name)
+        for own in definitions(module.tree) if self.modules.get(module.name) is module else ():
+            if self.name_of(module.name, own) != own:
+                renamed[own] = self.name_of(module.name, own)
         top = {id(node) for node in module.tree.body}
         typed = {id(n) for node in module.tree.body if is_type_checking(node) for n in node.body}  # type: ignore[attr-defined]
         for node in ast.walk(module.tree):
@@ -571,7 +569,7 @@ class Restructure:
 
     def compose(self, block: Block) -> str:
         order = self.order(block)
-        paragraphs, bodies = [], []
+        paragraphs, bodies = list[str](), list[str]()
         imports: dict[tuple[str, str, str], bool] = {}
         locals_: dict[str, tuple[str, str]] = {}
         defined = {self.name_of(o, n) for o in order for n in definitions(self.modules[o].tree)}
@@ -601,10 +599,8 @@ class Restructure:
             previous, begun = 0, False
             for index, node in enumerate(shifted.tree.body):
                 first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
-                start, end = (
-                    previous,
-                    shifted.lines[node.end_lineno] if node.end_lineno < len(shifted.lines) else len(text),
-                )  # type: ignore[operator, index]
+                last = node.end_lineno or len(shifted.lines)
+                start, end = previous, shifted.lines[last] if last < len(shifted.lines) else len(text)
                 previous = end
                 is_doc = index == 0 and docstring is not None
                 is_import = isinstance(node, (ast.Import, ast.ImportFrom))

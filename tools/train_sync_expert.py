@@ -106,7 +106,7 @@ class ExpertSide:
     split: str
     views: Callable[[FaceClip], list[torch.Tensor]]
     jitter: Callable[[torch.Tensor, np.random.Generator], torch.Tensor]
-    network: type[JointEmbedding]
+    network: type[PixelSyncExpert] | type[MotionExpert]
     steps: int
     clips: int
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
+import inspect
 import json
 import re
 import subprocess
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Callable
@@ -49,6 +52,20 @@ def test_a_measurement_is_a_function_of_documented_options(name: str) -> None:
     documentation = options.__doc__ or ""
     assert not documentation.startswith(f"{options.__name__}(")  # what dataclass writes where there is nothing
     assert documentation.splitlines()[0].endswith(".")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_has_a_help_text(name: str) -> None:
+    kinds = [kind for kind in options_of(name).__mro__ if dataclasses.is_dataclass(kind)]
+    for kind in kinds:
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+        assert isinstance(definition, ast.ClassDef)
+        body = definition.body
+        for field, following in zip(body, [*body[1:], None], strict=True):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                text = following.value if isinstance(following, ast.Expr) else None
+                assert isinstance(text, ast.Constant), f"{kind.__name__}.{field.target.id} has no help text"
+                assert str(text.value).endswith("."), f"{kind.__name__}.{field.target.id} ends without a full stop"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -139,6 +156,20 @@ def test_a_record_has_figures_and_all_that_repeats_them(
     printed = capsys.readouterr().out
     assert "letters [s]" in printed
     assert "1 (0.5…1.5)" in printed
+
+
+@pytest.mark.parametrize(("count", "first_line"), [(8, "flow"), (9, "metric 0 [s]")])
+def test_a_table_with_many_metrics_has_a_line_for_each(
+    measure: Measure, capsys: pytest.CaptureFixture[str], count: int, first_line: str
+) -> None:
+    def wide(options: TinyOptions, record: Record) -> None:
+        for number in range(count):
+            record.add(options.word, f"metric {number}", 10 + number, unit="s")
+
+    measure(wide)
+    assert main(["tiny"]) == 0
+    table = [[cell.strip() for cell in line.split("│")] for line in capsys.readouterr().out.splitlines()]
+    assert next(cells for cells in table if "10" in cells)[1] == first_line
 
 
 def test_an_interrupted_measurement_keeps_its_figures(measure: Measure, tmp_path: Path) -> None:

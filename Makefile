@@ -30,9 +30,10 @@ test-gpu: install
 	$(BIN)/python -m pytest -m gpu
 
 lint: install
-	$(BIN)/ruff check src tests benchmarks tools examples
-	$(BIN)/ruff format --check src tests benchmarks tools examples
+	$(BIN)/ruff check src tests benchmarks tools examples integrations
+	$(BIN)/ruff format --check src tests benchmarks tools examples integrations
 	$(BIN)/mypy
+	$(BIN)/mypy integrations/comfyui
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from flowportrait.errors import BadInput
     from flowportrait.evaluation.api import evaluate
     from flowportrait.judges.build import build_judge
+    from flowportrait.media.audio import Sound
     from flowportrait.models.arflow import load_generator
     from flowportrait.pipelines.animate import AnimatePipeline
     from flowportrait.pipelines.animator import Animator
+    from flowportrait.pipelines.inputs import synthesize_speech
     from flowportrait.pipelines.output import AnimatePipelineOutput, AnimateStream
     from flowportrait.pipelines.request import AnimateRequest
     from flowportrait.provenance.inspection import inspect_provenance as inspect_video
+    from flowportrait.provenance.watermark import add_watermark
     from flowportrait.rendering.motion_files import read_motion, write_motion
     from flowportrait.rewards.batch import RewardBatch
     from flowportrait.rewards.interface import Reward, Score
@@ -44,13 +47,16 @@ __all__ = [
     "Reward",
     "RewardBatch",
     "Score",
+    "Sound",
     "__version__",
+    "add_watermark",
     "build_judge",
     "build_reward",
     "evaluate",
     "inspect_video",
     "load_generator",
     "read_motion",
+    "synthesize_speech",
     "write_motion",
 ]
 
@@ -67,12 +73,15 @@ _MODULES = {
     "Reward": "flowportrait.rewards.interface",
     "RewardBatch": "flowportrait.rewards.batch",
     "Score": "flowportrait.rewards.interface",
+    "Sound": "flowportrait.media.audio",
+    "add_watermark": "flowportrait.provenance.watermark",
     "build_judge": "flowportrait.judges.build",
     "build_reward": "flowportrait.rewards.registry:build_reward",
     "evaluate": "flowportrait.evaluation.api",
     "inspect_video": "flowportrait.provenance.inspection:inspect_provenance",
     "load_generator": "flowportrait.models.arflow",
     "read_motion": "flowportrait.rendering.motion_files",
+    "synthesize_speech": "flowportrait.pipelines.inputs",
     "write_motion": "flowportrait.rendering.motion_files",
 }
 """Where each public name is defined; after a colon its name there, if it has another one."""

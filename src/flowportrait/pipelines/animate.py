@@ -435,7 +435,7 @@ class AnimatePipeline:
         else:
             motion = MotionTrack(lambda: generate(seed))
         codec = self.codec(portrait)
-        frames = LazyFrames(lambda: draw_frames(codec, motion, request.crop), count)
+        frames = LazyFrames.of_portrait(codec, motion, request.crop, count)
         return AnimatePipelineOutput(
             frames, inputs.sound, motion.tensor, seed, VideoOrigin("portrait"), candidates=candidates,
             notes=inputs.notes, display=self.display,

@@ -20,13 +20,14 @@ import numpy as np
 import torch
 
 from flowportrait.media.audio import SAMPLE_RATE, Sound, read_sound
-from flowportrait.media.crop import FramePaster, largest_photo_square
+from flowportrait.media.crop import FramePaster, apply_affine, largest_photo_square, resize_transform
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.stream import SoundBuffer, write_video_stream
 from flowportrait.media.video import FPS
 from flowportrait.pipelines.guidance import MotionCandidate
 from flowportrait.pipelines.inputs import NoProgressDisplay, ProgressDisplay
 from flowportrait.provenance.manifest import VideoOrigin
+from flowportrait.rendering.face_regions import FACE_OVAL, outline_mask
 from flowportrait.rendering.renderer import MotionCodec
 
 FrameFilter = Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]]
@@ -75,10 +76,25 @@ class LazyFrames:
     """Frames ``[H, W, 3]`` uint8 RGB that are drawn anew every time they are iterated.
 
     ``np.asarray(frames)`` draws all of them at once, ``[T, H, W, 3]``.
+
+    Attributes:
+        face_masks: the share ``[H, W]`` float32 of the face in every pixel of each frame, drawn when it is iterated;
+            None for a dubbed video and for two speakers.
     """
 
-    def __init__(self, draw: Callable[[], Iterator[np.ndarray]], count: int) -> None:
-        self._draw, self._count = draw, count
+    def __init__(
+        self,
+        draw: Callable[[], Iterator[np.ndarray]],
+        count: int,
+        face_masks: LazyFrames | None = None,
+    ) -> None:
+        self._draw, self._count, self.face_masks = draw, count, face_masks
+
+    @classmethod
+    def of_portrait(cls, codec: MotionCodec, motion: Iterable[torch.Tensor], crop: bool, count: int) -> LazyFrames:
+        """Return the frames of one portrait, and the masks of its face; see ``draw_frames``."""
+        masks = cls(lambda: draw_face_masks(codec, motion, crop), count)
+        return cls(lambda: draw_frames(codec, motion, crop), count, masks)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self._draw()
@@ -87,7 +103,8 @@ class LazyFrames:
         return self._count
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.stack(list(self)).astype(dtype or np.uint8, copy=False)
+        stacked = np.stack(list(self))
+        return stacked if dtype is None else stacked.astype(dtype, copy=False)
 
 
 class AnimatePipelineOutput:
@@ -243,6 +260,36 @@ def draw_frames(
             yield from codec.decode_all([chunk], finish)
     else:
         yield from codec.decode_all(motion, finish)
+
+
+def draw_face_masks(codec: MotionCodec, motion: Iterable[torch.Tensor], crop: bool = True) -> Iterator[np.ndarray]:
+    """Yield the share ``[H, W]`` float32 of the face in every pixel of the frames that ``draw_frames`` yields.
+
+    The mask ends where the outline of the face does: at the jaw, the temples and the forehead.
+
+    Args:
+        codec: draws the face square.
+        motion: chunks of motion.
+        crop: masks of the face square alone; otherwise of the whole photo.
+    """
+    portrait = codec.portrait
+    size = len(portrait.crop)
+    if crop:
+        shape = (size, size)
+        left, top, side = largest_photo_square(portrait.to_crop, portrait.image.shape, portrait.landmarks, size)
+        window = np.array([[1.0, 0.0, -left], [0.0, 1.0, -top]])
+        to_frame = _compose(resize_transform((side, side), shape), window)
+    else:
+        shape = (portrait.image.shape[0] // 2 * 2, portrait.image.shape[1] // 2 * 2)
+        to_frame = cv2.invertAffineTransform(portrait.to_crop)
+    for chunk in motion:
+        for landmarks in codec.landmarks(chunk):
+            yield outline_mask(shape, apply_affine(to_frame, landmarks[FACE_OVAL])[:, :2])
+
+
+def _compose(second: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Return the affine map ``[2, 3]`` that applies ``first`` and then ``second``."""
+    return second @ np.vstack([first, [0.0, 0.0, 1.0]])
 
 
 def _crop_to_photo(portrait: Portrait) -> Callable[[np.ndarray], np.ndarray] | None:

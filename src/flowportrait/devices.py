@@ -11,7 +11,7 @@ That is where the time and memory of these networks are, and it needs no change 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache, wraps
@@ -24,6 +24,7 @@ from torch import nn
 Device = str | torch.device
 """``cpu``, ``cuda``, ``cuda:1``, … as PyTorch understands it."""
 
+Item = TypeVar("Item")
 Network = TypeVar("Network", bound=nn.Module)
 Loaded = TypeVar("Loaded")
 _MATRIX_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase)
@@ -103,6 +104,25 @@ def device_of(network: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+def limit_threads(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield ``items``, each of which is computed while torch has one thread.
+
+    The networks that animate are small: threads that wait for each other cost far more than they bring, six times the
+    time where something else uses the processor. The number of threads is the caller's again between two items.
+    """
+    iterator = iter(items)
+    while True:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        finally:
+            torch.set_num_threads(threads)
+        yield item
+
+
 def onnx_providers(device: Device | None = None) -> list[str]:
     """Return the execution providers for an ONNX Runtime session on ``device``.
 
@@ -110,6 +130,7 @@ def onnx_providers(device: Device | None = None) -> list[str]:
     """
     import onnxruntime
 
+    onnxruntime.disable_telemetry_events()
     providers = {"cuda": ["CUDAExecutionProvider"], "mps": ["CoreMLExecutionProvider"]}
     available = onnxruntime.get_available_providers()
     usable = [name for name in providers.get(default_device(device)[0].type, []) if name in available]

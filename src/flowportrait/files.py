@@ -280,9 +280,21 @@ def check_output_file(path: Path, kind: str | None = None, flag: str = "--output
         raise BadInput(f"{flag} {path} must end in {listed}.")
     if path.is_dir():
         raise BadInput(f"{flag} {path} is a folder: give the name of a {path.suffix.lower()[1:]} file.")
-    if not path.parent.is_dir():
-        raise BadInput(f"Cannot write {path}: the folder {path.parent} does not exist; create it first.")
+    check_parent_folder(path)
     _try_write(path.parent, path)
+
+
+def check_parent_folder(path: Path) -> None:
+    """Check that the folder of a file exists.
+
+    Raises:
+        BadInput: it does not, or it is a file.
+    """
+    if path.parent.is_dir():
+        return
+    if path.parent.exists():
+        raise BadInput(f"Cannot write {path}: {path.parent} is a file and no folder; choose another name.")
+    raise BadInput(f"Cannot write {path}: the folder {path.parent} does not exist; create it first.")
 
 
 def check_output_folder(path: Path) -> None:

@@ -56,6 +56,11 @@ def test_a_mistyped_option_is_not_taken_for_a_setting() -> None:
         read_command([*POSTTRAIN, "--resme"])
 
 
+def test_a_mistyped_option_of_a_command_without_settings_is_not_called_required() -> None:
+    with pytest.raises(BadInput, match="Unrecognized options: --outptu; did you mean --output"):
+        read_command(["animate", "--image", "a.png", "--audio", "a.wav", "--outptu", "o.mp4"])
+
+
 @pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.function])
 def test_no_setting_is_taken_for_an_option(name: str) -> None:
     module, _, function = COMMANDS[name].function.partition(":")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -359,3 +362,24 @@ def test_an_unknown_ending_is_refused_before_a_frame_is_drawn(tmp_path: Path) ->
 
     with pytest.raises(BadInput, match=r"must end in \.mp4, \.mov, \.webm or \.gif"):
         write_video(tmp_path / "a.avi", never(), None)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="limits of file sizes are POSIX")
+def test_a_file_that_may_not_grow_gets_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    code = (
+        "import resource, sys, numpy as np\nfrom pathlib import Path\n"
+        "from flowportrait.media.write_video import write_video\nfrom flowportrait.errors import BadInput\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))\n"
+        "frames = np.random.default_rng(0).integers(0, 256, (50, 256, 256, 3), np.uint8)\n"
+        "try: write_video(Path(sys.argv[1]), frames, np.zeros(32000, np.float32))\n"
+        "except BadInput as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "o.mp4")], capture_output=True, text=True)
+    assert "larger than the file system or a limit allows; make room or choose another --output" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notes").touch()
+    with pytest.raises(BadInput, match="notes is a file and no folder"):
+        write_video(tmp_path / "notes" / "o.mp4", np.zeros((2, 64, 64, 3), np.uint8), np.zeros(1280, np.float32))

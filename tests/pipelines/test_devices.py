@@ -7,7 +7,7 @@ so that a network that computes there needs nothing that was left behind.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from flowportrait import devices
-from flowportrait.devices import default_device, device_of, onnx_providers, place_network, use_device
+from flowportrait.devices import default_device, device_of, limit_threads, onnx_providers, place_network, use_device
+from flowportrait.errors import BadInput
 from flowportrait.evaluation import networks as evaluation
 from flowportrait.evaluation.lip_sync import PixelSyncExpert
 from flowportrait.media.occlusion import OcclusionNet
@@ -251,3 +252,23 @@ def test_placing_twice_and_back_changes_nothing_but_the_rounding(tmp_path: Path)
     model.save_pretrained(tmp_path)
     assert torch.allclose(sample_from_mel(ARFlow.from_pretrained(tmp_path), mel, [1]), back, atol=0.05)
     assert devices.read_weights(tmp_path / "model.safetensors")["motion_in.weight"].dtype == torch.float32
+
+
+def test_items_are_computed_with_one_thread_and_the_caller_keeps_its_own() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        inside = []
+        for _ in limit_threads(inside.append(torch.get_num_threads()) for _ in range(3)):
+            assert torch.get_num_threads() == 2
+        assert inside == [1, 1, 1]
+
+        def fails() -> Iterator[int]:
+            yield 1
+            raise BadInput("no more")
+
+        with pytest.raises(BadInput):
+            list(limit_threads(fails()))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

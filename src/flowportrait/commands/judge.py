@@ -13,6 +13,7 @@ from tyro import conf
 from flowportrait.commands.options import Flag, Inputs, Json, OptionalPath, Pairs, Repeated, Settings
 from flowportrait.errors import BadInput
 from flowportrait.extras import require_extra
+from flowportrait.files import check_parent_folder
 
 if TYPE_CHECKING:
     from flowportrait.judges.build import JudgeSettings
@@ -292,5 +293,4 @@ def _settings(options: JudgeOptions) -> JudgeSettings:
 def _check_json(path: Path) -> None:
     if path.suffix != ".json":
         raise BadInput(f"--output {path} must end in .json.")
-    if not path.parent.is_dir():
-        raise BadInput(f"Cannot write {path}: the folder {path.parent} does not exist; create it first.")
+    check_parent_folder(path)

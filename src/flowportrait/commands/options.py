@@ -186,7 +186,10 @@ class _Words:
                 continue
             written, equals, value = word.partition("=")
             option = self._complete(written)
-            if option is None and self.configurable:
+            if option is None and not self.configurable:
+                near = difflib.get_close_matches(written, self.names, 1)
+                _refuse(self.program, f"Unrecognized options: {written}{f'; did you mean {near[0]}?' if near else ''}")
+            if option is None:
                 if near := difflib.get_close_matches(written, self.names, 1, LIKELY_MISTYPED):
                     _refuse(self.program, f"Unrecognized option {written}; did you mean {near[0]}?")
                 text = value if equals else rest.pop(0) if rest and _VALUE.match(rest[0]) else "true"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from flowportrait.commands.options import Settings
+from flowportrait.extras import require_extra
 from flowportrait.files import check_output_folder
 from flowportrait.terminal import log, waiting
 
@@ -28,6 +29,7 @@ class StudioOptions:
 def run(options: StudioOptions) -> dict[str, Any]:
     """Serve until Ctrl-C."""
     check_output_folder(options.folder)
+    require_extra("studio", "fastapi", "uvicorn")
     with ExitStack() as display:
         display.enter_context(waiting("starting the studio"))
         from flowportrait.config import override

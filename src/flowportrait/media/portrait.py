@@ -251,5 +251,6 @@ def _choose_face(faces: list[DetectedFace], face: int | None, name: str) -> Dete
             )
         return faces[0]
     if not 1 <= face <= len(faces):
-        raise BadInput(f"There is no face number {face} in {name}: give a number from 1 to {len(faces)}.")
+        wanted = f"give a number from 1 to {len(faces)}" if len(faces) > 1 else "only one face was found"
+        raise BadInput(f"There is no face number {face} in {name}: {wanted}.")
     return sorted(faces, key=lambda found: float(found[0][:, 0].mean()))[face - 1]

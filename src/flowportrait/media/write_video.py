@@ -23,6 +23,7 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
 
 from flowportrait.errors import BadInput
+from flowportrait.files import check_parent_folder
 from flowportrait.media.audio import SAMPLE_RATE, Sound
 from flowportrait.media.containers import file_url
 from flowportrait.media.formats import OutputFormat, output_format
@@ -210,6 +211,14 @@ def write_video(
     return count
 
 
+NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is larger than the file system or a limit allows",
+}
+"""Errors of writing that more room or another place mends."""
+
+
 @contextmanager
 def _replace_when_complete(path: Path) -> Iterator[Path]:
     """Yield a name beside ``path`` to write to; it is renamed to ``path`` when the block ends well, else removed.
@@ -217,8 +226,7 @@ def _replace_when_complete(path: Path) -> Iterator[Path]:
     Raises:
         BadInput: the system does not accept the name, or the disk is full.
     """
-    if not path.parent.is_dir():
-        raise BadInput(f"Cannot write {path}: the folder {path.parent} does not exist; create it first.")
+    check_parent_folder(path)
     # Short for names of any length, and unique among processes that write at once.
     partial = path.with_name(f".{secrets.token_hex(6)}.partial{path.suffix.lower()}")
     _check_names(path, partial)
@@ -228,9 +236,9 @@ def _replace_when_complete(path: Path) -> Iterator[Path]:
     except OSError as error:
         if not path.parent.is_dir():
             raise _folder_removed(path) from error
-        if error.errno != errno.ENOSPC:
+        if error.errno not in NO_ROOM:
             raise
-        raise BadInput(f"Cannot write {path}: the disk is full; make room or choose another --output.") from error
+        raise BadInput(f"Cannot write {path}: {NO_ROOM[error.errno]}; make room or choose another --output.") from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -63,7 +63,9 @@ def find_speaker_portraits(
     if shared:
         pixels = photos[0].video_pixels if isinstance(photos[0], Photo) else photos[0]
         if len(find_faces(pixels)) < len(photos):
-            raise BadInput(f"{names[0]} does not show two faces: give a photo of both speakers, or one of each.")
+            raise BadInput(
+                f"{names[0]} does not show two faces that can be found: show both larger, or give one photo of each."
+            )
     first, second = (
         Portrait.from_image(photo, size, name, number if shared else None)
         for number, (photo, name) in enumerate(zip(photos, names, strict=True), 1)

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import torch
 
+from flowportrait.devices import limit_threads
 from flowportrait.media.audio import SAMPLE_RATE, Sound, read_sound
 from flowportrait.media.crop import FramePaster, apply_affine, largest_photo_square, resize_transform
 from flowportrait.media.portrait import Portrait
@@ -59,7 +60,7 @@ class MotionTrack:
             return False
         try:
             if self._source is None:
-                self._source = iter(self._generate())
+                self._source = limit_threads(self._generate())
             chunk = next(self._source, None)
         except BaseException:
             # An interrupted generator cannot continue: the next iteration starts from the beginning.
@@ -97,7 +98,7 @@ class LazyFrames:
         return cls(lambda: draw_frames(codec, motion, crop), count, masks)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return self._draw()
+        return limit_threads(self._draw())
 
     def __len__(self) -> int:
         return self._count
@@ -208,7 +209,7 @@ class AnimateStream:
 
     def __init__(self, frames: Iterator[np.ndarray], tape: SoundBuffer, seed: int) -> None:
         self.seed = seed
-        self._frames, self._tape = frames, tape
+        self._frames, self._tape = limit_threads(frames), tape
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self._frames

@@ -325,6 +325,8 @@ class TrainingLoop:
         if reason and self.main:
             best = "; checkpoint/ is the one that the evaluation rated best" if self.evaluation else ""
             log(f"Stopped at iteration {trainer.iteration}: {reason}{best}.")
+        if stop.requested:
+            log(f"Saved after {trainer.iteration} iterations in {self.output}; --resume goes on from there.")
         stop.raise_pending_signal()
 
     def callback_reason(self) -> str:

@@ -33,6 +33,7 @@ MEASUREMENTS: dict[str, dict[str, str]] = {
     "latency": {
         "stream": "latency and memory of streams",
         "speak": "from a text to the first frame and to video that can be played",
+        "live": "what a live avatar costs, and how many of its frames are late",
         "studio": "from a request in the studio to the first frame, and to the whole video",
     },
     "engine": {

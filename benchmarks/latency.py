@@ -1,7 +1,8 @@
-"""How soon a video begins: streams of sound, speech from text, the studio."""
+"""How soon a video begins: streams of sound, speech from text, the studio, the live avatar."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from flowportrait.errors import BadInput
 from flowportrait.evaluation.statistics import bootstrap_ratio
 from flowportrait.flow.noise import keyed_noise
 from flowportrait.flow.schedules import noise_schedule, solve_ode
-from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, Sound
+from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, Sound, read_audio
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import FPS
@@ -364,3 +365,73 @@ def _time_request(queue: Any, request: Any) -> dict[str, float]:
         "whole video": job.ended - job.submitted, "whole video, processor": time.process_time() - began,
         "length of the video": job.frames / FPS,
     }  # fmt: skip
+
+
+# --- The live avatar --------------------------------------------------------------------
+
+_UTTERANCE_SECONDS = 2.5
+
+
+@dataclass(frozen=True)
+class LiveOptions:
+    """What a live avatar costs: the time from the first sound to its frame, processor time, and late frames.
+
+    A third of the time the face idles, then it speaks one utterance after another. Each is pushed at once, as from a
+    voice that is faster than its sound. A frame is late if an older picture is shown in its place.
+    """
+
+    photo: Photo
+    speech: Speech
+    sizes: tuple[int, ...] = (256, 384, 512)
+    """Sides of the frames in pixels."""
+    seconds: float = 60
+    """Length of the session at each size."""
+    checkpoint: str = "rl"
+
+
+def live(options: LiveOptions, record: Record) -> None:
+    from flowportrait.live import LiveAvatar
+    from flowportrait.pipelines.animate import AnimatePipeline
+
+    use_one_thread()
+    record.notes.append(f"Load average at the start: {os.getloadavg()[0]:.1f}.")
+    pipeline = AnimatePipeline.from_pretrained(options.checkpoint, denoise=False)
+    speech = read_audio(options.speech)[: round(_UTTERANCE_SECONDS * SAMPLE_RATE)]
+    for size in options.sizes:
+        avatar = LiveAvatar(options.photo, checkpoint=pipeline, size=size)
+        for metric, value, unit in asyncio.run(_time_live_avatar(avatar, speech, round(options.seconds * FPS))):
+            record.add(f"{size} px", metric, value, unit=unit)
+        avatar.close()
+    record.notes.append(f"Load average at the end: {os.getloadavg()[0]:.1f}.")
+
+
+async def _time_live_avatar(avatar: Any, speech: np.ndarray, count: int) -> list[tuple[str, float, str]]:
+    """Return the figures of a session of ``count`` frames as metric, value and unit."""
+    processor, left, late = [time.process_time()], [0], [0]
+    number, silent, pushed, waits = 0, 0, 0.0, list[float]()
+    began = time.perf_counter()
+    async for _, sound in avatar.frames():
+        number, silent = number + 1, 0 if sound.any() else silent + 1
+        if pushed and not silent:
+            waits.append(time.perf_counter() - pushed)
+            pushed = 0.0
+        if number in (count // 3, count):
+            processor.append(time.process_time())
+            left.append(number)
+            late.append(avatar.late_frames)
+        if number == count:
+            break
+        if number >= count // 3 and not pushed and avatar.state == "idle" and silent > 3:
+            avatar.push(speech, SAMPLE_RATE)
+            avatar.finish()
+            pushed = time.perf_counter()
+    spent, frames = np.diff(processor), np.diff(left)
+    return [
+        ("first sound to its frame, median", MS * float(np.median(waits)), "ms"),
+        ("first sound to its frame, longest", MS * max(waits), "ms"),
+        ("processor, idle", MS * spent[0] / frames[0], "ms/frame"),
+        ("processor, speaking", MS * spent[1] / frames[1], "ms/frame"),
+        ("late frames, idle", 100 * (late[1] - late[0]) / frames[0], "%"),
+        ("late frames, speaking", 100 * (late[2] - late[1]) / frames[1], "%"),
+        ("frames by the clock", count / (time.perf_counter() - began), "1/s"),
+    ]

@@ -255,7 +255,7 @@ def draw_frames(
         crop: yield the face square alone; otherwise paste it into the photo and cut the photo's sides to even numbers.
         live: yield all frames of a chunk before asking for the next one; otherwise drawing runs one chunk ahead.
     """
-    finish = _crop_to_photo(codec.portrait) if crop else _paste_into_photo(codec.portrait)
+    finish = crop_to_photo(codec.portrait) if crop else _paste_into_photo(codec.portrait)
     if live:
         for chunk in motion:
             yield from codec.decode_all([chunk], finish)
@@ -293,7 +293,7 @@ def _compose(second: np.ndarray, first: np.ndarray) -> np.ndarray:
     return second @ np.vstack([first, [0.0, 0.0, 1.0]])
 
 
-def _crop_to_photo(portrait: Portrait) -> Callable[[np.ndarray], np.ndarray] | None:
+def crop_to_photo(portrait: Portrait) -> Callable[[np.ndarray], np.ndarray] | None:
     """Return a function that cuts off what lies outside the photo and enlarges the rest; None if nothing does."""
     size = len(portrait.crop)
     left, top, side = largest_photo_square(portrait.to_crop, portrait.image.shape, portrait.landmarks, size)

@@ -140,7 +140,7 @@ NOD_SHARE = 0.6
 """Share of the other's pauses at which the listener nods."""
 BLINK_SECONDS = (2.0, 5.0)
 """Shortest and longest time between blinks."""
-_BLINK = 3.6 * torch.tensor([0.45, 1.0, 0.85, 0.45, 0.15])
+BLINK_LIDS = 3.6 * torch.tensor([0.45, 1.0, 0.85, 0.45, 0.15])
 """Lid closure of a blink per frame, in standard deviations; as deep as the generator's own blinks."""
 _FADE_FRAMES = 9
 """Frames over which listening behaviour fades in and out."""
@@ -182,10 +182,10 @@ class ListeningBehaviour:
         pauses = [frame for frame in find_pauses(other) if silent[frame : frame + NOD_FRAMES].all()]
         nod_starts = [frame for frame in pauses if rng.random() < NOD_SHARE]
         for at in nod_starts:
-            nod = _nod()[: len(result) - at]
+            nod = nod_pitch()[: len(result) - at]
             result[at : at + len(nod), HEAD.start] += nod
         for at in self._blink_frames(silent, pauses, rng):
-            lid = _BLINK[: len(result) - at, None]
+            lid = BLINK_LIDS[: len(result) - at, None]
             result[at : at + len(lid), BLINK] = torch.maximum(result[at : at + len(lid), BLINK], lid)
         return result
 
@@ -209,7 +209,7 @@ def find_pauses(speech: np.ndarray) -> list[int]:
     return [int(end) for end in ends if not spoken[end : end + _PAUSE_FRAMES].any()]
 
 
-def _nod() -> torch.Tensor:
+def nod_pitch() -> torch.Tensor:
     """Return the head pitch ``[20]`` of a nod in standard deviations: down and up twice, the second time less."""
     time = np.arange(NOD_FRAMES) / FPS
     down = (1 - np.cos(2 * np.pi * NOD_HERTZ * time)) / 2

@@ -1,0 +1,24 @@
+"""A live avatar: one portrait that idles, listens, speaks, and can be interrupted, for as long as a program runs.
+
+    pushed sound ─► session: motion and sound of every 1/25 s ─► avatar: pictures, on the clock
+
+``session`` decides what the face does at every frame and knows no threads and no pictures; ``idle`` moves the face
+while nobody speaks; ``sound`` takes pushed samples of any rate; ``avatar`` draws and keeps the clock.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flowportrait.live.avatar import LiveAvatar
+
+__all__ = ["LiveAvatar"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "LiveAvatar":
+        raise AttributeError(f"module 'flowportrait.live' has no attribute {name!r}")
+    from flowportrait.live.avatar import LiveAvatar
+
+    return LiveAvatar

@@ -381,12 +381,15 @@ class LiveOptions:
     """
 
     photo: Photo
+    """Photo of a face."""
     speech: Speech
+    """Recording that the face speaks."""
     sizes: tuple[int, ...] = (256, 384, 512)
     """Sides of the frames in pixels."""
     seconds: float = 60
     """Length of the session at each size."""
     checkpoint: str = "rl"
+    """Generator: its name or folder."""
 
 
 def live(options: LiveOptions, record: Record) -> None:

@@ -79,8 +79,11 @@ def terminal_output(arguments: list[str], folder: Path, until: str, seconds: flo
 
 @pytest.mark.slow
 def test_the_studio_says_that_it_starts_until_it_has_an_address(tmp_path: Path) -> None:
+    started = time.monotonic()
     shown = terminal_output(["studio", "--port", "0"], tmp_path, "http://127.0.0.1", 120)
+    seconds = time.monotonic() - started
     whole = "".join(shown)
     assert "starting the studio" in whole
     assert "The studio is at http://127.0.0.1" in whole
-    assert len(shown) > 5  # a wheel that turns, not one line
+    wheel = {piece.split(" starting")[0].strip() for piece in shown if " starting" in piece}
+    assert seconds < 2 or len(wheel) >= 2  # who waits sees a wheel that turns, not one line

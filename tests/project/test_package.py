@@ -110,13 +110,13 @@ def test_the_wheel_of_the_weights_holds_every_shipped_file_and_no_code(wheels: W
 @pytest.mark.slow
 def test_the_metadata_names_the_licences_of_code_and_weights_and_brings_their_texts(wheels: Wheels) -> None:
     code, weights = (set(metadata_of(wheel)["License-Expression"].split(" AND ")) for wheel in wheels)
-    assert code == {"Apache-2.0", "MIT"}
+    assert code == {"Apache-2.0", "CC-BY-4.0", "MIT"}
     assert "LicenseRef-FlowPortrait-Weights-Research" in weights
     texts = [
         {name.split("/licenses/")[1] for name in zipfile.ZipFile(wheel).namelist() if "/licenses/" in name}
         for wheel in wheels
     ]
-    assert texts[0] == {"LICENSE", "NOTICE", "LICENSES/MIT.txt"}
+    assert texts[0] == {"LICENSE", "NOTICE", "LICENSES/CC-BY-4.0.txt", "LICENSES/MIT.txt"}
     assert texts[1] == {"NOTICE", *(f"LICENSES/{name}.txt" for name in weights)}
 
 

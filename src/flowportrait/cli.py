@@ -19,7 +19,14 @@ from flowportrait import __version__
 from flowportrait.errors import BadInput, PartialFailure
 from flowportrait.extras import missing_extra_message
 from flowportrait.files import check_outputs_are_not_inputs, set_missing_environment
-from flowportrait.terminal import discard_broken_output, exit_on_signals, is_main_process, log, repair_standard_streams
+from flowportrait.terminal import (
+    discard_broken_output,
+    exit_on_signals,
+    is_main_process,
+    log,
+    no_garbage_collection,
+    repair_standard_streams,
+)
 
 
 class Command(NamedTuple):
@@ -132,7 +139,8 @@ def _main(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    function, options = read_command(arguments)
+    with no_garbage_collection():
+        function, options = read_command(arguments)
     check_outputs_are_not_inputs(options)
     code = 0
     try:

@@ -15,6 +15,7 @@ Saving in the middle of a step would keep a state that no uninterrupted run ever
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import select
 import signal
@@ -171,6 +172,24 @@ def print_table(table: RenderableType) -> None:
     with console.capture() as captured:
         console.print(table)
     print(captured.get(), end="")
+
+
+# --- Start-up ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Collect no garbage in the block, for imports and loading: they make many objects and hardly any garbage.
+
+    The collector would look at all of them again and again, a tenth of the time that importing torch takes.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 # --- Standard streams that are closed or broken -----------------------------------------

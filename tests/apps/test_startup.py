@@ -3,6 +3,7 @@ machine; ``python -m benchmarks startup`` measures the seconds."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from flowportrait.errors import BadInput
 from flowportrait.extras import EXTRAS, require_extra
 from flowportrait.media.containers import silence_native_stderr
 from flowportrait.rl.recipes import CARDS, recipe_texts
+from flowportrait.terminal import no_garbage_collection
 
 COMMANDS = [*cli.COMMANDS]
 LISTS = (["posttrain", "recipes"], ["posttrain", "policies"], ["evaluate", "portraits", "--list"])
@@ -240,3 +242,15 @@ def test_silence_in_this_process_keeps_what_python_prints(capfd: pytest.CaptureF
         thread.join()
     os.write(2, b"heard again")
     assert capfd.readouterr().err == "heard again"
+
+
+def test_garbage_is_collected_again_after_the_model_is_loaded(tmp_path: Path) -> None:
+    before = gc.isenabled()
+    with no_garbage_collection():
+        assert not gc.isenabled()
+        with no_garbage_collection():
+            pass
+        assert not gc.isenabled(), "the outer block goes on"
+    assert gc.isenabled() == before
+    assert cli.main(["animate", "--image", str(tmp_path / "none.png"), "--audio", "a.wav", "--output", "o.mp4"]) == 2
+    assert gc.isenabled() == before

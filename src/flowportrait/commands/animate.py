@@ -25,7 +25,7 @@ from flowportrait.files import check_output_file
 from flowportrait.media.formats import OUTPUT_FORMATS, output_format
 from flowportrait.pipelines.batch import BatchItem, is_batch, plan_batch
 from flowportrait.pipelines.request import AnimateRequest, SpeakerTurn, parse_gaze, parse_guide
-from flowportrait.terminal import log, waiting
+from flowportrait.terminal import log, no_garbage_collection, waiting
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -201,7 +201,8 @@ def _check_motion_output(options: AnimateOptions, target: Path) -> None:
 
 
 def _read(request: AnimateRequest) -> AnimateInputs:
-    from flowportrait.pipelines.inputs import read_inputs
+    with no_garbage_collection():
+        from flowportrait.pipelines.inputs import read_inputs
 
     inputs = read_inputs(request, terminal)
     for note in inputs.notes:
@@ -220,7 +221,7 @@ def _load_pipeline(options: AnimateOptions) -> AnimatePipeline:
     if not options.no_provenance:
         find_credential(options.certificate, options.private_key)
     request_of(options).controls()
-    with waiting("loading the model"):
+    with waiting("loading the model"), no_garbage_collection():
         import torch
 
         from flowportrait.pipelines.animate import AnimatePipeline

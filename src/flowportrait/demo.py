@@ -37,7 +37,7 @@ from flowportrait.samples import SPEECH
 
 TRAINING_SECONDS = 6.0
 DEMO_RECIPE = "nft-regions"
-DEMO_ITERATIONS = 24
+DEMO_ITERATIONS = 16
 DEMO_SEEDS = 8
 TESTED_METRICS = ("sync_in_time", "lid_motion", "head_range")
 """What the recipe rewards, as the evaluation measures it: lip sync, eyes and head. Only these are tested."""

@@ -44,7 +44,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, steps=1, spoiling=0, batch=2, learning_rate=0, ema=0, smoothing=0, saturation=0)
+        at_least(self, steps=5, spoiling=5, batch=2, learning_rate=0, ema=0, smoothing=0, saturation=0)
 
 
 def spoilt(face: np.ndarray, smoothing: float, saturation: float) -> np.ndarray:
@@ -103,7 +103,9 @@ def fit(
     average = copy.deepcopy(flow).eval()
     optimizer = torch.optim.AdamW(flow.parameters(), lr=config.learning_rate, weight_decay=0.01)
     guarded_step = GuardedStep(flow.parameters(), optimizer)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=steps, pct_start=0.05)
+    # The rise takes at least two steps: OneCycleLR divides by their number less one.
+    rise = max(0.05, 2 / steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=steps, pct_start=rise)
     flow.train()
     for step in track(range(steps), "learning"):
         rows = torch.multinomial(weight, config.batch, replacement=True)

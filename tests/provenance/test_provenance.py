@@ -317,6 +317,11 @@ def test_a_folder_is_verified_file_by_file(
     files = json.loads(capsys.readouterr().out)["files"]
     assert files["marked.mp4"]["details"]["watermark"]["found"]
     assert "error" in files["broken.mov"]
+    named = [str(tmp_path / "marked.mp4"), str(tmp_path / "plain.mp4")]
+    assert main(["verify", *named]) == 0
+    assert "1 of 2" in capsys.readouterr().out
+    assert main(["verify"]) == 2
+    assert "No video was given" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["verify", str(tmp_path / "empty")]) == 2
     assert "holds no video" in capsys.readouterr().err

@@ -18,23 +18,27 @@ if TYPE_CHECKING:
 class VerifyOptions:
     """Say whether videos were made with FlowPortrait, and who signed them."""
 
-    video: conf.Positional[Annotated[Path, conf.arg(metavar="FILE")]]
-    """A video (mp4, mov, webm or gif), or a folder of them."""
+    video: conf.Positional[Annotated[tuple[Path, ...], conf.arg(metavar="FILE [FILE ...]", help_behavior_hint="")]]
+    """Videos (mp4, mov, webm or gif), or folders of them."""
     json: Json = False
 
 
 def run(options: VerifyOptions) -> dict[str, Any]:
-    """Return tags, signature and watermark of one file, or of every video in a folder."""
+    """Return tags, signature and watermark of one file, or of several and of every video in a folder."""
+    from flowportrait.errors import BadInput
     from flowportrait.provenance.inspection import inspect_provenance, list_videos
     from flowportrait.terminal import progress
 
-    if options.video.is_dir():
-        return _verify_folder(list_videos(options.video), options.json)
-    (found,) = [inspect_provenance(path) for path in progress([options.video], 1, "looking for the watermark")]
+    if not options.video:
+        raise BadInput("No video was given: name files or folders, as in flowportrait verify talking.mp4.")
+    if len(options.video) > 1 or options.video[0].is_dir():
+        paths = [path for one in options.video for path in (list_videos(one) if one.is_dir() else [one])]
+        return _verify_several(paths, options.json)
+    (found,) = [inspect_provenance(path) for path in progress(options.video, 1, "looking for the watermark")]
     return found.to_dict() if options.json else found.sentences()
 
 
-def _verify_folder(paths: list[Path], as_json: bool) -> dict[str, Any]:
+def _verify_several(paths: list[Path], as_json: bool) -> dict[str, Any]:
     from rich.markup import escape
     from rich.table import Table
 
@@ -42,12 +46,14 @@ def _verify_folder(paths: list[Path], as_json: bool) -> dict[str, Any]:
     from flowportrait.provenance.inspection import inspect_provenance
     from flowportrait.terminal import log, print_table, progress
 
+    # Files of one folder are named without it; others might share a name.
+    names = [path.name if len({path.parent for path in paths}) == 1 else str(path) for path in paths]
     found: dict[str, ProvenanceReport | str] = {}
-    for path in progress(paths, len(paths), "looking for the watermark"):
+    for name, path in zip(names, progress(paths, len(paths), "looking for the watermark"), strict=True):
         try:
-            found[path.name] = inspect_provenance(path)
+            found[name] = inspect_provenance(path)
         except BadInput as error:
-            found[path.name] = str(error)
+            found[name] = str(error)
     if as_json:
         return {
             "files": {name: {"error": one} if isinstance(one, str) else one.to_dict() for name, one in found.items()}

@@ -24,7 +24,7 @@ from flowportrait.errors import BadInput, PartialFailure
 from flowportrait.files import check_output_file
 from flowportrait.media.formats import OUTPUT_FORMATS, output_format
 from flowportrait.pipelines.batch import BatchItem, is_batch, plan_batch
-from flowportrait.pipelines.request import AnimateRequest, SpeakerTurn, parse_gaze, parse_guide
+from flowportrait.pipelines.request import AnimateRequest, SpeakerTurn, parse_emotion, parse_gaze, parse_guide
 from flowportrait.terminal import log, no_garbage_collection, waiting
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ class AnimateOptions:
     """Photos only: scale of brows and smiles, from 0 (none) to 3."""
     gaze: str = "0,0"
     """Photos only: degrees X,Y by which the eyes look to the viewer's right and up."""
+    emotion: OptionalText = None
+    """Photos only: emotions to show, each from 0 to 1: happy=0.6, sad, angry, surprised, afraid."""
     motion_out: OptionalPath = None
     """Photos only: also write the motion to this file (.csv or .json)."""
     motion_in: OptionalPath = None
@@ -126,7 +128,8 @@ def request_of(options: AnimateOptions) -> AnimateRequest:
         audio=audio, text=options.text, voice=options.voice, checkpoint=options.checkpoint, seed=options.seed,
         intensity=options.intensity, denoise=options.denoise, size=options.size, crop=options.crop,
         background=options.background, face=options.face, blink=options.blink, head_motion=options.head_motion,
-        expression_scale=options.expression_scale, gaze=parse_gaze(options.gaze), motion_in=options.motion_in,
+        expression_scale=options.expression_scale, gaze=parse_gaze(options.gaze),
+        emotion=parse_emotion(options.emotion), motion_in=options.motion_in,
         guide=parse_guide(options.guide), best_of=options.best_of, by=options.by, prune=options.prune,
         loop=options.loop, turns=options.turns,
     )  # fmt: skip

@@ -9,7 +9,7 @@ relatives test a request before anything is read. Importing this module imports 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -95,6 +95,8 @@ class AnimateRequest:
     """Scale of brows and smiles, from 0 (none) to 3."""
     gaze: tuple[float, float] = (0.0, 0.0)
     """Degrees by which the eyes look to the viewer's right and up."""
+    emotion: Mapping[str, float] = field(default_factory=dict)
+    """Weights, from 0 to 1, of happy, sad, angry, surprised and afraid, which are added to the motion."""
     motion_in: Path | None = None
     """Motion file (.csv or .json) to draw instead of generating motion."""
     guide: Mapping[str, float] = field(default_factory=dict)
@@ -111,14 +113,14 @@ class AnimateRequest:
     """Play the speakers' recordings one after the other instead of all from the start."""
 
     def controls(self) -> Controls:
-        """Return the scales and the gaze direction that are applied to the motion.
+        """Return the scales, the gaze direction and the emotions that are applied to the motion.
 
         Raises:
-            BadInput: a scale or an angle is out of range.
+            BadInput: a scale, an angle or a weight is out of range.
         """
         from flowportrait.rendering.motion_filters import Controls
 
-        return Controls(self.blink, self.head_motion, self.expression_scale, self.gaze)
+        return Controls(self.blink, self.head_motion, self.expression_scale, self.gaze, self.emotion)
 
     def check(self) -> None:
         """Check that the settings are possible and compatible, before anything is read.
@@ -146,6 +148,10 @@ class AnimateRequest:
             )
         if self.background:
             parse_colour(self.background)
+        if self.emotion:
+            from flowportrait.rendering.emotion import check_emotion
+
+            check_emotion(self.emotion)
 
     def check_inputs(self) -> None:
         """Check that the settings are compatible with the input: a photo, footage, or two speakers.
@@ -211,6 +217,7 @@ class AnimateSettings(TypedDict, total=False):
     head_motion: float
     expression_scale: float
     gaze: tuple[float, float]
+    emotion: Mapping[str, float]
     motion_in: Path | None
     guide: Mapping[str, float]
     best_of: int
@@ -218,8 +225,10 @@ class AnimateSettings(TypedDict, total=False):
     prune: bool
 
 
-_DEFAULTS: dict[str, Any] = {setting.name: setting.default for setting in fields(AnimateRequest)}
-_MOTION_SETTINGS = ("intensity", "blink", "head_motion", "expression_scale", "gaze", "motion_in")
+_DEFAULTS: dict[str, Any] = {
+    setting.name: getattr(AnimateRequest(), setting.name) for setting in fields(AnimateRequest)
+}
+_MOTION_SETTINGS = ("intensity", "blink", "head_motion", "expression_scale", "gaze", "emotion", "motion_in")
 _FRAMING_SETTINGS = ("crop", "size", "background")
 
 
@@ -229,16 +238,35 @@ def parse_guide(text: str | None) -> dict[str, float]:
     Raises:
         BadInput: a name is unknown or given twice, or a weight is no number from 0 to 10.
     """
+    return _parse_weights("--guide", text, check_guide)
+
+
+def parse_emotion(text: str | None) -> dict[str, float]:
+    """Parse ``happy=0.6,surprised=0.2`` into weights by emotion.
+
+    Raises:
+        BadInput: a name is unknown or given twice, or a weight is no number from 0 to 1.
+    """
+    from flowportrait.rendering.emotion import check_emotion
+
+    weights = _parse_weights("--emotion", text, check_emotion)
+    check_emotion(weights)
+    return weights
+
+
+def _parse_weights(
+    flag: str, text: str | None, check: Callable[[Mapping[str, float], str | None], None]
+) -> dict[str, float]:
     weights: dict[str, float] = {}
     for part in text.split(",") if text else ():
         name, _, number = (piece.strip() for piece in part.partition("="))
         if name in weights:
-            raise BadInput(f"--guide names {name} twice: give each weight once.")
+            raise BadInput(f"{flag} names {name} twice: give each weight once.")
         try:
             weight = float(number)
         except ValueError:
             weight = math.nan
-        check_guide({name: weight}, number)
+        check({name: weight}, number)
         weights[name] = weight
     return weights
 

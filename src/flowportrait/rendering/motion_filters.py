@@ -17,7 +17,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 
 from flowportrait.errors import BadInput
+from flowportrait.rendering.emotion import check_emotion, emotion_offset
 from flowportrait.rendering.motion_basis import (
     BLINK,
     BROWS,
@@ -220,11 +222,12 @@ def _border_mask(like: torch.Tensor) -> torch.Tensor:
 
 # --- Controls --------------------------------------------------------------------------------------------------------
 #
-# Every control leaves the opening of the lips exactly as it was.
+# No control changes the mean opening of the lips.
 #
 #     blink, gaze, head     their own coordinates:  motion[part] · scale (+ offset)
 #     expression            brows, and the part N of the lower face that opens and closes no lips (smile, width):
 #                           motion + (scale − 1) · motion N,     N = projection on the null space of the lip gap
+#     emotion               a constant that leaves the mean lip gap (``rendering.emotion``)
 
 _LARGEST_SCALE = 3.0
 LARGEST_GAZE = 30.0
@@ -245,6 +248,7 @@ class Controls:
         head_motion: scale of head motion.
         expression_scale: scale of brows and smiles.
         gaze: degrees to the viewer's right and up from straight ahead, added to the eye movements of the motion.
+        emotion: weight, from 0 to 1, of each emotion that is added; see ``rendering.emotion.EMOTIONS``.
 
     Raises:
         BadInput: if a value is out of range.
@@ -254,6 +258,7 @@ class Controls:
     head_motion: float = 1.0
     expression_scale: float = 1.0
     gaze: tuple[float, float] = (0.0, 0.0)
+    emotion: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("blink", "head_motion", "expression_scale"):
@@ -262,6 +267,7 @@ class Controls:
                 raise BadInput(f"{name}={value} is not possible: give a number from 0 to {_LARGEST_SCALE:g}.")
         if not all(math.isfinite(angle) and abs(angle) <= LARGEST_GAZE for angle in self.gaze):
             raise BadInput(f"gaze={self.gaze} is not possible: give degrees within ±{LARGEST_GAZE:g}.")
+        check_emotion(self.emotion)
 
     def __call__(self, motion: torch.Tensor) -> torch.Tensor:
         """Return the controlled motion ``[..., 30]`` as a new tensor."""
@@ -271,6 +277,8 @@ class Controls:
         result[..., BLINK] *= self.blink
         result[..., HEAD] *= self.head_motion
         result[..., GAZE] += gaze_coefficients(*self.gaze)
+        if self.emotion:
+            result += emotion_offset(self.emotion)
         return result
 
 

@@ -147,7 +147,7 @@ def _save(job: RenderJob, video: AnimatePipelineOutput) -> None:
 
 def _settings(request: AnimateRequest) -> dict[str, Any]:
     names = ("seed", "intensity", "denoise", "size", "crop", "background", "face", "blink", "head_motion",
-             "expression_scale", "gaze", "motion_in", "guide", "best_of", "by", "prune")  # fmt: skip
+             "expression_scale", "gaze", "emotion", "motion_in", "guide", "best_of", "by", "prune")  # fmt: skip
     return {name: getattr(request, name) for name in names}
 
 

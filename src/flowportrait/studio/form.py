@@ -73,6 +73,8 @@ class VideoForm(BaseModel, extra="forbid"):
     blink: float = 1.0
     gaze_x: float = 0.0
     gaze_y: float = 0.0
+    emotion: Literal["", "happy", "sad", "angry", "surprised", "afraid"] = ""
+    emotion_strength: float = 0.6
     seed: int = Field(0, ge=0, lt=2**31)
     denoise: bool = True
     size: int | None = None
@@ -135,6 +137,7 @@ class VideoForm(BaseModel, extra="forbid"):
             "intensity": self.intensity, "expression_scale": self.expression, "head_motion": self.head,
             "blink": self.blink, "gaze": (self.gaze_x, self.gaze_y), "size": self.size, "crop": not self.whole,
             "background": self.background or None,
+            "emotion": {self.emotion: self.emotion_strength} if self.emotion else {},
         }  # fmt: skip
         if self.kind == "two":
             # Two people sit side by side as squares; in one photo they always stay in it.

@@ -266,7 +266,7 @@ def test_quiet_speech_is_said_to_be_raised(
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.03])
-def test_portions_change_no_bit(animator: Animator, monkeypatch: pytest.MonkeyPatch, noise: float) -> None:
+def test_portions_change_nothing_but_the_order_of_sums(animator: Animator, monkeypatch: pytest.MonkeyPatch, noise: float) -> None:
     speech = babble(26.03) + noise * np.random.default_rng(0).normal(size=round(26.03 * RATE)).astype(np.float32)
 
     def performed() -> torch.Tensor:
@@ -274,7 +274,8 @@ def test_portions_change_no_bit(animator: Animator, monkeypatch: pytest.MonkeyPa
 
     found = performed()
     monkeypatch.setattr("flowportrait.models.speech_stream.PORTION_SAMPLES", 10**9)
-    assert torch.equal(found, performed())
+    # Some processors sum a matrix product of another length in another order: up to 5e-6 was seen, of motion near 1.
+    assert torch.allclose(found, performed(), rtol=0, atol=1e-4)
 
 
 def test_a_long_recording_begins_at_once_and_takes_no_more_memory(animator: Animator) -> None:

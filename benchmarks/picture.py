@@ -55,6 +55,7 @@ from flowportrait.rendering.motion_files import ARKIT_SHAPES, blendshapes_to_mot
 from flowportrait.rendering.mouth_geometry import (
     WINDOW_HEIGHT,
     WINDOW_WIDTH,
+    MouthOpening,
     cut_mouth_window,
     mouth_window_transform,
     skin_colour,
@@ -103,7 +104,7 @@ class FlatMouth:
     def __init__(self, portrait: Portrait, ratio: tuple[float, float, float]) -> None:
         self._colour = skin_colour(portrait.crop, portrait.landmarks) * np.array(ratio)
 
-    def draw(self, frame: np.ndarray, target: np.ndarray) -> None:
+    def draw(self, frame: np.ndarray, target: np.ndarray, opening: MouthOpening | None = None) -> None:
         """Fill the opening between the lips."""
         points = target[:, :2].astype(np.float64)
         mask = outline_mask(frame.shape[:2], opening_outline(points[INNER_UPPER], points[INNER_LOWER]), 0.6)[..., None]
@@ -353,7 +354,7 @@ def backdrop(options: BackdropOptions, record: Record) -> None:
         skin = skin_without_openings(codec.portrait.crop, codec.portrait.landmarks)
         whole = Backdrop(skin, np.ones(skin.shape[:2], np.float32))
         for system, layers in {"one layer": whole, "two layers": codec.renderer.picture}.items():
-            codec.renderer.picture = layers
+            codec.renderer.show(layers)
             frames = list(codec.decode(motion[::_EVERY]))
             behind[system].append(background_change(frames, codec.portrait.crop, uncovered))
             video = options.output / system.replace(" ", "_") / f"{path.stem}.mp4"

@@ -15,6 +15,9 @@ white along.
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
 import cv2
 import numpy as np
 
@@ -60,12 +63,19 @@ _STEPS = 4
 
 def smooth_chain(points: np.ndarray, steps: int = _STEPS) -> np.ndarray:
     """Return the Catmull-Rom curve ``[(N - 1) steps + 1, 2]`` through an open chain of points ``[N, 2]``."""
+    result: np.ndarray = _catmull_rom(len(points), steps) @ points
+    return result
+
+
+@lru_cache
+def _catmull_rom(count: int, steps: int) -> np.ndarray:
+    """Return the weights ``[(N - 1) steps + 1, N]`` of N points in their Catmull-Rom curve."""
+    points = np.eye(count)
     ends = np.concatenate([[2 * points[0] - points[1]], points, [2 * points[-1] - points[-2]]])
-    a, b, c, d = ends[:-3], ends[1:-2], ends[2:-1], ends[3:]
+    a, b, c, d = (p[:, None] for p in (ends[:-3], ends[1:-2], ends[2:-1], ends[3:]))
     t = (np.arange(steps) / steps)[None, :, None]
-    a, b, c, d = (p[:, None] for p in (a, b, c, d))
     curve = 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - 3 * c + d - a) * t**3)
-    return np.concatenate([curve.reshape(-1, 2), points[-1:]])
+    return np.concatenate([curve.reshape(-1, count), points[-1:]])
 
 
 def opening_outline(upper: np.ndarray, lower: np.ndarray, steps: int = _STEPS) -> np.ndarray:
@@ -73,12 +83,33 @@ def opening_outline(upper: np.ndarray, lower: np.ndarray, steps: int = _STEPS) -
 
     Where the chains cross, the outline is shut.
     """
-    top, bottom = smooth_chain(upper, steps), smooth_chain(lower, steps)
+    both = smooth_chain(np.concatenate([upper, lower], 1), steps)
+    top, bottom = both[:, :2], both[:, 2:]
     crossed = top[:, 1] > bottom[:, 1]
-    middle = (top + bottom) / 2
-    top = np.where(crossed[:, None], middle, top)
-    bottom = np.where(crossed[:, None], middle, bottom)
+    if crossed.any():
+        middle = (top + bottom) / 2
+        top = np.where(crossed[:, None], middle, top)
+        bottom = np.where(crossed[:, None], middle, bottom)
     return np.concatenate([top, bottom[-2:0:-1]])
+
+
+def box_around(points: np.ndarray, size: tuple[int, int], before: int, after: int) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of the whole pixels around points ``[N, 2]`` px, inside a picture.
+
+    Args:
+        points: what the box holds.
+        size: width and height of the picture.
+        before: margin to the left and above.
+        after: margin to the right and below.
+    """
+    (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
+    width, height = size
+    return (
+        min(max(math.floor(left) - before, 0), width - 1),
+        min(max(math.floor(top) - before, 0), height - 1),
+        min(max(math.ceil(right) + after, 1), width),
+        min(max(math.ceil(bottom) + after, 1), height),
+    )
 
 
 def outline_mask(shape: tuple[int, int], outline: np.ndarray, feather: float = 0.0) -> np.ndarray:
@@ -87,17 +118,25 @@ def outline_mask(shape: tuple[int, int], outline: np.ndarray, feather: float = 0
     The mask is supersampled: each pixel holds the share of it that is inside, so that slow motion looks smooth.
     """
     mask = np.zeros(shape, np.float32)
-    low = np.floor(outline.min(0)).astype(int).clip(0)
-    high = (np.ceil(outline.max(0)).astype(int) + 1).clip(max=(shape[1], shape[0]))
-    width, height = high - low
+    (left, top), (right, bottom) = outline.min(0).tolist(), outline.max(0).tolist()
+    left, top = max(math.floor(left), 0), max(math.floor(top), 0)
+    width = min(math.ceil(right) + 1, shape[1]) - left
+    height = min(math.ceil(bottom) + 1, shape[0]) - top
     if width <= 0 or height <= 0:
         return mask
     fine = np.zeros((height * _FINER, width * _FINER), np.uint8)
-    points = (outline - low + 0.5) * _FINER - 0.5
+    points = (outline - (left, top) + 0.5) * _FINER - 0.5
     cv2.fillPoly(fine, [np.round(points * (1 << _SHIFT)).astype(np.int32)], 255, cv2.LINE_8, _SHIFT)
-    share = cv2.resize(fine, (int(width), int(height)), interpolation=cv2.INTER_AREA)
-    mask[low[1] : high[1], low[0] : high[0]] = share * np.float32(1 / 255)
+    share = cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA)
+    np.multiply(share, np.float32(1 / 255), out=mask[top : top + height, left : left + width])
     return cv2.GaussianBlur(mask, (0, 0), feather) if feather > 0.2 else mask
+
+
+def blend_over(region: np.ndarray, drawn: np.ndarray, mask: np.ndarray) -> None:
+    """Blend ``drawn`` ``[h, w, 3]`` float32 over ``region`` ``[h, w, 3]`` uint8 in place, by ``mask`` ``[h, w]``."""
+    mixed = cv2.subtract(drawn, region, dtype=cv2.CV_32F)
+    mixed *= cv2.cvtColor(mask, cv2.COLOR_GRAY2RGB)
+    cv2.add(region, mixed, region, dtype=cv2.CV_8U)
 
 
 # --- The person ------------------------------------------------------------------------------------------------------

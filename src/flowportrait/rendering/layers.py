@@ -6,6 +6,9 @@ show, and ``Backdrop`` the person in front of a background that does not move.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import cv2
 import numpy as np
 
@@ -13,11 +16,21 @@ from flowportrait.rendering.face_regions import (
     EYES,
     OUTER_LOWER,
     OUTER_UPPER,
+    blend_over,
+    box_around,
     opening_outline,
     outline_mask,
     smooth_chain,
 )
-from flowportrait.rendering.mesh import N_FACE, HeadMesh, Rasterizer, UpsampledPicture, face_triangles, facing_cosine
+from flowportrait.rendering.mesh import (
+    N_FACE,
+    HeadMesh,
+    Rasterizer,
+    SourceMap,
+    UpsampledPicture,
+    face_triangles,
+    facing_cosine,
+)
 from flowportrait.rendering.motion_basis import MotionBasis, mirror_partners
 
 # --- Eyes ------------------------------------------------------------------------------------------------------------
@@ -100,10 +113,8 @@ class EyeLayer:
         fold = smooth_chain(photo_edge)
         fold = fold + (fold - edge) * 0.1
         outline = np.concatenate([edge, fold[-2:0:-1]])
-        size = frame.shape[0]
-        low = np.floor(outline.min(0) - 4).astype(int).clip(0, size - 1)
-        high = np.ceil(outline.max(0) + 5).astype(int).clip(1, size)
-        region = frame[low[1] : high[1], low[0] : high[0]]
+        left, top, right, bottom = box_around(outline, frame.shape[1::-1], 4, 5)
+        low, region = np.array([left, top]), frame[top:bottom, left:right]
         soft = 0.055 * self._width
         mask = outline_mask(region.shape[:2], outline - low, soft)
         along = np.linspace(edge[0, 0], edge[-1, 0], 9) - low[0]
@@ -116,43 +127,55 @@ class EyeLayer:
         lashes = np.concatenate([edge - thick, (edge + 0.6 * thick)[-2:0:-1]])
         dark = outline_mask(region.shape[:2], lashes - low, 0.016 * self._width)[..., None]
         mixed += dark * np.float32(_LASHES * strength) * (self._lash - mixed)
-        region[:] = np.round(mixed).clip(0, 255).astype(np.uint8)
+        region[:] = cv2.convertScaleAbs(mixed)
 
     def draw(self, frame: np.ndarray, target: np.ndarray) -> None:
         """Draw the eye into ``frame`` ``[S, S, 3]`` uint8 in place for target landmarks ``[478, 3]`` px."""
-        points = target[:, :2].astype(np.float64)
+        points = target[:, :2].astype(np.float64, copy=False)
         outline = opening_outline(points[self._upper], points[self._lower])
         # Similarity from the target's eye corners to those of the portrait, as complex numbers.
         corners = points[[self._upper[0], self._upper[-1]]]
         turn = complex(*(self._corners[1] - self._corners[0])) / complex(*(corners[1] - corners[0]))
         mapping = np.array([[turn.real, -turn.imag], [turn.imag, turn.real]])
         shift = self._corners.mean(0) - mapping @ corners.mean(0)
-        closed = 1 - min(self._gap(points) * abs(turn) / max(self._height, 1e-3), 1.0)
+        gap = self._gap(points)
+        closed = 1 - min(gap * abs(turn) / max(self._height, 1e-3), 1.0)
         if closed > 0.02:
             self._draw_lid(frame, points[self._upper], mapping, shift, closed)
-        size = frame.shape[0]
-        low = np.floor(outline.min(0) - 3).astype(int).clip(0, size - 1)
-        high = np.ceil(outline.max(0) + 4).astype(int).clip(1, size)
-        if (high - low).min() < 2:
+        left, top, right, bottom = box_around(outline, frame.shape[1::-1], 3, 4)
+        if min(right - left, bottom - top) < 2:
             return
-        gaze = mapping @ points[self._iris] + shift - self._centre
-        ys, xs = np.mgrid[low[1] : high[1], low[0] : high[0]].astype(np.float32)
-        px = mapping[0, 0] * xs + mapping[0, 1] * ys + shift[0]
-        py = mapping[1, 0] * xs + mapping[1, 1] * ys + shift[1]
-        radius2 = ((px - self._centre[0] - gaze[0]) ** 2 + (py - self._centre[1] - gaze[1]) ** 2) / (
-            1.7 * self._radius
-        ) ** 2
-        fade = np.exp(-(radius2**2))
-        map_x = (px - gaze[0] * fade - self._origin[0]).astype(np.float32)
-        map_y = (py - gaze[1] * fade - self._origin[1]).astype(np.float32)
-        ball = cv2.remap(self._ball, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        mask = outline_mask(ball.shape[:2], outline - low, 0.012 * self._width)[..., None]
-        # Lids a fraction of a pixel apart touch.
-        mask *= np.float32(min(self._gap(points) / _TOUCHING, 1.0))
-        region = frame[low[1] : high[1], low[0] : high[0]]
+        ball = self._ball_at((left, top, right, bottom), mapping, shift, mapping @ points[self._iris] + shift)
         # A lid that comes down casts a shadow on the eyeball.
-        mixed = region + mask * (ball * (1 - _SHADE * closed) - region)
-        region[:] = np.round(mixed).clip(0, 255).astype(np.uint8)
+        if closed > 0:
+            ball *= np.float32(1 - _SHADE * closed)
+        mask = outline_mask(ball.shape[:2], outline - (left, top), 0.012 * self._width)
+        # Lids a fraction of a pixel apart touch.
+        mask *= np.float32(min(gap / _TOUCHING, 1.0))
+        blend_over(frame[top:bottom, left:right], ball, mask)
+
+    def _ball_at(
+        self, box: tuple[int, int, int, int], mapping: np.ndarray, shift: np.ndarray, iris: np.ndarray
+    ) -> np.ndarray:
+        """Return the eyeball ``[h, w, 3]`` float32 in a box of the frame, for the iris at a place in the portrait."""
+        left, top, right, bottom = box
+        (xx, xy), (yx, yy) = mapping.tolist()
+        gaze_x, gaze_y = (iris - self._centre).tolist()
+        # Relative to the iris, so that float32 is exact enough anywhere in a large picture.
+        xs = np.arange(left, right, dtype=np.float64)
+        ys = np.arange(top, bottom, dtype=np.float64)[:, None]
+        px = (xx * xs + (xy * ys + (shift[0] - iris[0]))).astype(np.float32)
+        py = (yx * xs + (yy * ys + (shift[1] - iris[1]))).astype(np.float32)
+        radius2 = px * px
+        radius2 += py * py
+        radius2 *= np.float32(1 / (1.7 * self._radius) ** 2)
+        radius2 *= radius2
+        fade = cv2.exp(np.negative(radius2, out=radius2))
+        px += np.float32(iris[0] - self._origin[0])
+        px -= fade * np.float32(gaze_x)
+        py += np.float32(iris[1] - self._origin[1])
+        py -= fade * np.float32(gaze_y)
+        return cv2.remap(self._ball, px, py, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 # --- The far side of a half profile ----------------------------------------------------------------------------------
@@ -300,6 +323,19 @@ _INPAINTED = 2.5
 in."""
 
 
+_BANDS = 16
+"""Bands of rows in which the person is drawn."""
+
+_SAMPLED = 2
+"""Reach in pixels of the cubic interpolation between the picture's pixels."""
+
+_ALL = 0.99
+"""Least share at a pixel of a triangle whose vertices all have a share of one, as rounding leaves it."""
+
+_STEP_REACH = 5
+"""Pixels of the rasterised map over which its steps are softened."""
+
+
 class Backdrop:
     """A picture split into a moving person and a still background.
 
@@ -311,13 +347,50 @@ class Backdrop:
         through = np.round((1 - _opaque(picture, self._behind, matte)) * 255).astype(np.uint8)
         person = np.round(picture - self._behind * (through[..., None] / 255.0)).clip(0, 255).astype(np.uint8)
         self._person = UpsampledPicture(np.dstack([person, through]))
+        # Where the person adds nothing, neither do the samples around those pixels.
+        adds = ((person > 0).any(-1) | (through < 255)).astype(np.uint8)
+        self.extent = cv2.dilate(adds, np.ones((2 * _SAMPLED + 1, 2 * _SAMPLED + 1), np.uint8))
+        """The pixels ``[S, S]`` uint8 around which the picture differs from the background."""
+        self._edge = self.extent.copy()
+        self._edge[1:-1, 1:-1] = 0
 
     def at(self, source: np.ndarray) -> np.ndarray:
         """Return the frame ``[S, S, 3]`` uint8 in which the person is read at ``source`` ``[S, S, 2]`` float32 px."""
-        person = self._person.at(source)
-        # OpenCV functions split channels far faster than slicing does.
-        through = cv2.cvtColor(cv2.extractChannel(person, 3), cv2.COLOR_GRAY2RGB)
-        return cv2.add(cv2.cvtColor(person, cv2.COLOR_RGBA2RGB), cv2.multiply(self._behind, through, scale=1 / 255))
+        return _before(self._person.at(source), self._behind)
+
+    def draw(self, place: SourceMap) -> np.ndarray:
+        """Return the same frame for positions in the picture enlarged ``UpsampledPicture.TIMES`` times.
+
+        Rows are drawn in bands, each as far as ``place.share`` is one, which it must be on all triangles that reach
+        into ``extent``; outside, the frame is the background.
+        """
+        frame = self._behind.copy()
+        for band in self._bands(place.share):
+            frame[band] = _before(self._person.at_samples(place.x[band], place.y[band]), self._behind[band])
+        return frame
+
+    def _bands(self, share: np.ndarray) -> Iterator[tuple[slice, slice]]:
+        """Yield rows and columns that together hold all pixels that show the person."""
+        size, small = len(self._behind), len(share)
+        shown = cv2.compare(share, _ALL, cv2.CMP_GT)
+        # Softened steps of the map reach a little further than the triangles.
+        shown = cv2.dilate(shown, np.ones((2 * _STEP_REACH + 1, 2 * _STEP_REACH + 1), np.uint8))
+        times = size // small
+        # The border of a map never moves, so it shows what the photo has there.
+        shown |= cv2.resize(self._edge, (small, small), interpolation=cv2.INTER_AREA) if times > 1 else self._edge
+        rows = np.linspace(0, small, _BANDS + 1).astype(int)
+        for top, bottom in pairwise(rows.tolist()):
+            columns = np.flatnonzero(shown[top:bottom].any(0))
+            if len(columns):
+                left, right = int(columns[0]), int(columns[-1]) + 1
+                yield np.s_[times * top : times * bottom, times * left : times * right]
+
+
+def _before(person: np.ndarray, behind: np.ndarray) -> np.ndarray:
+    """Return what a person ``[h, w, 4]`` uint8, colours and the share that shows through, adds to the background."""
+    # OpenCV functions split channels far faster than slicing does.
+    through = cv2.cvtColor(cv2.extractChannel(person, 3), cv2.COLOR_GRAY2RGB)
+    return cv2.add(cv2.cvtColor(person, cv2.COLOR_RGBA2RGB), cv2.multiply(behind, through, scale=1 / 255))
 
 
 def _opaque(picture: np.ndarray, behind: np.ndarray, matte: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ at the top of the picture itself: hair that is cut off there rises with the head
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -148,9 +149,12 @@ class HeadMesh:
         self.triangles = np.concatenate([face_triangles(), self._outer_triangles(grid)])
         self._height, self._behind = height, height * 0.05
 
-    def __call__(self, target: np.ndarray) -> np.ndarray:
-        """Return vertices ``[V, 3]`` px (z: depth, smaller is nearer) for target landmarks ``[478, 3]`` px."""
-        matrix, shift = rigid_motion(self.landmarks, target)
+    def __call__(self, target: np.ndarray, skull: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
+        """Return vertices ``[V, 3]`` px (z: depth, smaller is nearer) for target landmarks ``[478, 3]`` px.
+
+        ``skull`` is ``rigid_motion`` to the target, where it is known already.
+        """
+        matrix, shift = skull or rigid_motion(self.landmarks, target)
         moved = self._grid @ matrix.T + shift
         face = target[:N_FACE] + self._flatter[:, None] * (matrix[:, 2] - [0, 0, 1])
         outline = self.landmarks[self._outline]
@@ -163,6 +167,19 @@ class HeadMesh:
         depth = self._grid[:, 2] + self._behind + (1 - self._weight) * self._height
         outer = np.column_stack([place, depth])
         return np.concatenate([face, outer])
+
+    def vertices_around(self, pixels: np.ndarray) -> np.ndarray:
+        """Return which vertices ``[V]`` bool belong to triangles of the face, or to ones whose bounding box holds any
+        of ``pixels`` ``[S, S]``, nonzero where marked."""
+        last, count = len(pixels) - 1, cv2.integral(pixels)
+        corners = self.source[self.triangles]
+        left, top = np.floor(corners.min(1)).astype(int).clip(0, last).T
+        right, bottom = np.ceil(corners.max(1)).astype(int).clip(0, last).T + 1
+        inside = count[bottom, right] - count[top, right] - count[bottom, left] + count[top, left]
+        inside[: len(face_triangles())] = 1
+        result = np.zeros(len(self.source), bool)
+        result[self.triangles[inside > 0]] = True
+        return result
 
     @staticmethod
     def _grid_outside(outline: np.ndarray, size: int) -> np.ndarray:
@@ -261,8 +278,22 @@ _SOFT, _ROOM = 1.0, 5
 _CROSS = np.ones((3, 3), np.uint8)
 
 
+class SourceMap(NamedTuple):
+    """The positions in a picture that the pixels of a frame show.
+
+    Attributes:
+        x: column of each pixel's source, ``[S, S]`` float32 px.
+        y: row of each pixel's source, ``[S, S]`` float32 px.
+        share: the vertices' share at each pixel of the rasterised mesh, ``[s, s]`` float32; s is S or S / 2.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    share: np.ndarray
+
+
 class Rasterizer:
-    """Computes source maps ``[S, S, 2]`` float32 for meshes with fixed triangles.
+    """Computes source maps for meshes with fixed triangles.
 
     Large maps are rasterised at half size and enlarged: a map is linear nearly everywhere, and its jumps, where one
     part hides another, become soft edges instead of jagged ones.
@@ -271,16 +302,17 @@ class Rasterizer:
         triangles: ``[F, 3]``.
         source: positions of the vertices in the picture ``[V, 2]`` px.
         size: side S of the map.
-        share: a further value of each vertex ``[V]``, which ``with_share`` interpolates.
+        share: a further value of each vertex ``[V]``, which ``with_share`` and ``source_map`` interpolate.
         free_top: let the top row of the map move.
+        times: the maps give positions in a copy of the picture that is so many times larger.
     """
 
     def __init__(
         self, triangles: np.ndarray, source: np.ndarray, size: int, share: np.ndarray | None = None,
-        free_top: bool = False,
+        free_top: bool = False, times: int = 1,
     ) -> None:  # fmt: skip
         self._triangles = np.ascontiguousarray(triangles, np.int32)
-        self._size, self._free_top = size, free_top
+        self._size, self._free_top, self._times = size, free_top, times
         self._half = size >= _HALF_FROM and size % 2 == 0
         small = size // 2 if self._half else size
         # OpenCV interpolates colours in [0, 1] exactly; the third channel carries any share of each vertex.
@@ -298,9 +330,25 @@ class Rasterizer:
         self._settings.setCullingMode(cv2.RASTERIZE_CULLING_NONE)
 
     def __call__(self, vertices: np.ndarray) -> np.ndarray:
-        """Return the source coordinates that each pixel shows, for vertices ``[V, 3]`` px; empty pixels map to
-        themselves."""
-        return self._source_map(self._rasterize(vertices))
+        """Return the source ``[S, S, 2]`` float32 px that each pixel shows, for vertices ``[V, 3]`` px; empty pixels
+        map to themselves."""
+        result: np.ndarray = cv2.merge(self.source_map(vertices)[:2])
+        return result
+
+    def source_map(self, vertices: np.ndarray) -> SourceMap:
+        """Return the same map in separate planes, with which OpenCV is several times faster, and the share."""
+        *planes, share = cv2.split(self._rasterize(vertices))
+        for plane in planes:
+            np.multiply(plane, np.float32(self._size - 1), out=plane)
+        # Where one part hides another the map jumps in pixel steps: soften the steps, and only there.
+        soft = [cv2.GaussianBlur(plane, (7, 7), 1.6) for plane in planes]
+        difference = cv2.add(*(cv2.absdiff(*pair) for pair in zip(soft, planes, strict=True)))
+        # At the border the blur changes any map, so differences there mean nothing.
+        difference[:2], difference[-2:], difference[:, :2], difference[:, -2:] = 0, 0, 0, 0
+        steps = cv2.dilate(cv2.compare(difference, _JUMP, cv2.CMP_GT), _CROSS)
+        for axis, plane in enumerate(planes):
+            planes[axis] = self._enlarged(cv2.copyTo(soft[axis], steps, plane), axis)
+        return SourceMap(planes[0], planes[1], share)
 
     def with_share(self, vertices: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray] | None:
         """Return the map of the part in which vertices have a share, or None if there is none.
@@ -310,7 +358,7 @@ class Rasterizer:
             a soft edge.
         """
         colour = self._rasterize(vertices)
-        known = (colour[..., 2] > 0).astype(np.uint8)
+        known = cv2.compare(cv2.extractChannel(colour, 2), 0, cv2.CMP_GT) // 255
         left, top, width, height = cv2.boundingRect(known)
         if not width:
             return None
@@ -346,26 +394,23 @@ class Rasterizer:
         )  # fmt: skip
         return colour
 
-    def _source_map(self, colour: np.ndarray) -> np.ndarray:
-        last = self._size - 1
-        source = colour[..., :2] * np.float32(last)
-        # Where one part hides another the map jumps in pixel steps: soften the steps, and only there.
-        soft = cv2.GaussianBlur(source, (7, 7), 1.6)
-        difference = cv2.transform(cv2.absdiff(soft, source), np.ones((1, 2), np.float32))
-        # At the border the blur changes any map, so differences there mean nothing.
-        difference[:2], difference[-2:], difference[:, :2], difference[:, -2:] = 0, 0, 0, 0
-        source = cv2.copyTo(soft, cv2.dilate(cv2.compare(difference, _JUMP, cv2.CMP_GT), _CROSS), source)
-        if self._half:
-            source = cv2.resize(source, (self._size, self._size), interpolation=cv2.INTER_LINEAR)
-            # Enlarging cannot extrapolate; the border is the fixed frame of the picture, except for a free top.
-            line = np.arange(self._size, dtype=np.float32)
-            top = 2 * source[1] - source[2] if self._free_top else np.column_stack([line, 0 * line])
-            source[0], source[-1] = top, np.column_stack([line, 0 * line + last])
-            source[:, 0], source[:, -1] = (
-                np.column_stack([0 * line, line]),
-                np.column_stack([0 * line + last, line]),
-            )
-        return source
+    def _enlarged(self, plane: np.ndarray, axis: int) -> np.ndarray:
+        """Return one plane of a map at full size, in pixels of the enlarged picture; ``axis`` is 0 for x, 1 for y."""
+        size, line = self._size, np.arange(self._size, dtype=np.float32)
+        if self._times > 1:
+            # Pixel centres, not corners, carry integer coordinates.
+            plane *= np.float32(self._times)
+            plane += np.float32((self._times - 1) / 2)
+            line = line * np.float32(self._times) + np.float32((self._times - 1) / 2)
+        if not self._half:
+            return plane
+        plane = cv2.resize(plane, (size, size), interpolation=cv2.INTER_LINEAR)
+        # Enlarging cannot extrapolate; the border is the fixed frame of the picture, except for a free top.
+        first, last = (line[0], line[-1]) if axis else (line, line)
+        plane[0] = 2 * plane[1] - plane[2] if self._free_top else first
+        plane[-1] = last
+        plane[:, 0], plane[:, -1] = (line, line) if axis else (line[0], line[-1])
+        return plane
 
 
 class UpsampledPicture:
@@ -376,14 +421,18 @@ class UpsampledPicture:
     curve (54 dB) and takes half the time.
     """
 
-    _TIMES = 3
+    TIMES = 3
 
     def __init__(self, picture: np.ndarray) -> None:
-        self._samples = cv2.resize(picture, None, fx=self._TIMES, fy=self._TIMES, interpolation=cv2.INTER_CUBIC)
+        self._samples = cv2.resize(picture, None, fx=self.TIMES, fy=self.TIMES, interpolation=cv2.INTER_CUBIC)
 
     def at(self, source: np.ndarray) -> np.ndarray:
         """Return the colours ``[h, w, 3]`` uint8 at positions ``[h, w, 2]`` float32 px of the picture."""
         # Pixel centres, not corners, carry integer coordinates.
-        place = source * np.float32(self._TIMES)
-        place += np.float32((self._TIMES - 1) / 2)
+        place = source * np.float32(self.TIMES)
+        place += np.float32((self.TIMES - 1) / 2)
         return cv2.remap(self._samples, place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+    def at_samples(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Return the colours ``[h, w, 3]`` uint8 at columns and rows ``[h, w]`` float32 px of the enlarged picture."""
+        return cv2.remap(self._samples, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

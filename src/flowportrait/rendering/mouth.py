@@ -23,8 +23,15 @@ from safetensors.numpy import load, save_file
 
 from flowportrait.files import atomic_write, shipped_weights
 from flowportrait.media.colour import LUMA_601
-from flowportrait.rendering.face_regions import EYES, INNER_LOWER, INNER_UPPER, opening_outline, outline_mask
-from flowportrait.rendering.mesh import rigid_motion
+from flowportrait.rendering.face_regions import (
+    EYES,
+    INNER_LOWER,
+    INNER_UPPER,
+    blend_over,
+    box_around,
+    opening_outline,
+    outline_mask,
+)
 from flowportrait.rendering.mouth_geometry import MouthFrame, MouthOpening, skin_colour
 
 # --- The learned look ------------------------------------------------------------------------------------------------
@@ -265,30 +272,48 @@ class MouthPalette:
         return grey * self._base + self.colourful * hue * (layers - grey)
 
 
-def compose_teeth(layers: np.ndarray, place: np.ndarray, model: MouthModel, pixel: float) -> np.ndarray:
+def compose_teeth(samples: np.ndarray, model: MouthModel, pixel: float) -> np.ndarray:
     """Return the picture ``[h, w, 3]`` of teeth in front of the cavity.
 
     Args:
-        layers: layer colours ``[h, w, 9]``.
-        place: coordinates (u, s, j) ``[h, w, 3]``.
+        samples: layer colours and the coordinates (u, s, j) ``[3, h, w, 4]``; see ``interpolate_layers``.
         model: gives the tooth lines.
         pixel: size of a pixel in eye distances.
     """
-    across, skull, jaw = np.abs(place[..., 0]), place[..., 1], place[..., 2]
-    curved = across * across
-    soft = max(0.7 * pixel, 0.004)
-    groove, corner = _tooth_shape(across, _UPPER_TEETH)
-    line = model.line[0] + _UPPER_SHIFT + model.curve[0] * curved - _ROUNDING * corner
-    upper = _sigmoid((line - skull) / soft)
-    upper_light = upper * (1 - _UPPER_GROOVE * groove)
-    groove, corner = _tooth_shape(across, _LOWER_TEETH)
-    line = model.line[1] + _LOWER_SHIFT + model.curve[1] * curved + _ROUNDING * corner
-    lower = _sigmoid((jaw - line) / soft) * (1 - upper)
-    lower_light = lower * (1 - _LOWER_GROOVE * groove)
-    colour = layers[..., :3] * (1 - upper - lower)[..., None]
-    colour += layers[..., 3:6] * upper_light[..., None]
-    colour += layers[..., 6:] * lower_light[..., None]
-    return colour
+    (*cavity, across), (*upper_layer, skull), (*lower_layer, jaw) = (cv2.split(part) for part in samples)
+    teeth = _tooth_tables(model)
+    index = (np.abs(across, out=across) * np.float32(_TABLE_LENGTH / _TABLE_REACH)).astype(np.intp)
+    upper_line, upper_light, lower_line, lower_light = teeth.take(index, 1, mode="clip")
+    scale = np.float32(1 / max(0.7 * pixel, 0.004))
+    upper = _sigmoid((upper_line - skull) * scale)
+    cover = 1 - upper
+    lower = _sigmoid((jaw - lower_line) * scale) * cover
+    upper_light *= upper
+    lower_light *= lower
+    cover -= lower
+    planes = zip(cavity, upper_layer, lower_layer, strict=True)
+    return cv2.merge([c * cover + u * upper_light + d * lower_light for c, u, d in planes])
+
+
+_TABLE_LENGTH, _TABLE_REACH = 8192, 0.8
+"""Entries of the tables of teeth, and the distance from the middle up to which they are made."""
+
+
+@lru_cache(maxsize=4)
+def _tooth_tables(model: MouthModel) -> np.ndarray:
+    """Return the tooth line and the light on the tooth, of the upper and then the lower teeth, ``[4, N]`` float32.
+
+    Both depend only on the distance from the middle, so they are computed once.
+    """
+    across = ((np.arange(_TABLE_LENGTH) + 0.5) * (_TABLE_REACH / _TABLE_LENGTH)).astype(np.float32)
+    curved, rows = across * across, []
+    for jaw, (borders, shift, depth) in enumerate(
+        ((_UPPER_TEETH, _UPPER_SHIFT, _UPPER_GROOVE), (_LOWER_TEETH, _LOWER_SHIFT, _LOWER_GROOVE))
+    ):
+        groove, corner = _tooth_shape(across, borders)
+        rounding = _ROUNDING * corner if jaw else -_ROUNDING * corner
+        rows += [model.line[jaw] + shift + model.curve[jaw] * curved + rounding, 1 - depth * groove]
+    return np.stack(rows).astype(np.float32)
 
 
 def _tooth_shape(across: np.ndarray, borders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -302,14 +327,34 @@ def _tooth_shape(across: np.ndarray, borders: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x.clip(-30, 30)))
+    # Below -80 the result is zero all the same, and nothing overflows.
+    result = cv2.exp(np.negative(np.maximum(x, -80, out=x), out=x))
+    result += 1
+    return np.reciprocal(result, out=result)
 
 
-def interpolate_grid(values: np.ndarray, stride: int, width: int, height: int) -> np.ndarray:
-    """Return samples ``[rows, columns, C]``, taken every ``stride`` px, at all pixels ``[height, width, C]``."""
-    grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32) / stride
-    parts = [np.ascontiguousarray(values[..., i : i + 3]) for i in range(0, values.shape[-1], 3)]
-    return np.dstack([cv2.remap(part, grid, None, cv2.INTER_LINEAR) for part in parts])
+def interpolate_layers(layers: np.ndarray, place: np.ndarray, stride: int, width: int, height: int) -> np.ndarray:
+    """Return samples taken every ``stride`` px at all pixels, ``[3, height, width, 4]``.
+
+    The parts are cavity, upper and lower teeth. Four channels at a time are the fastest, so each part holds the colours
+    of its layer and one of the coordinates.
+
+    Args:
+        layers: layer colours ``[rows, columns, 9]``.
+        place: coordinates (u, s, j) ``[rows, columns, 3]``.
+        stride: pixels between samples.
+        width: columns of the result.
+        height: rows of the result.
+    """
+    rows, columns = layers.shape[:2]
+    packed = np.empty((3, rows, columns, 4), np.float32)
+    packed[..., :3] = layers.reshape(rows, columns, 3, 3).transpose(2, 0, 1, 3)
+    packed[..., 3] = place.transpose(2, 0, 1)
+    matrix = np.array([[1 / stride, 0, 0], [0, 1 / stride, 0]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return np.stack(
+        [cv2.warpAffine(part, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE) for part in packed]
+    )
 
 
 # --- Drawing ---------------------------------------------------------------------------------------------------------
@@ -319,6 +364,9 @@ PHOTO_OPENING = 0.025
 
 _TOUCHING = 2.0
 """Opening in pixels below which lips fade into touching."""
+
+_INVISIBLE = 0.5 / 255
+"""Opacity below which the inside of the mouth changes no pixel."""
 
 _SEAM = 0.4
 _SHADOW, _SHADOW_BELOW = 0.35, 0.6
@@ -361,24 +409,28 @@ class Mouth:
         self._photo = crop if keep_photo_interior and self._photo_shape.height > PHOTO_OPENING else None
         self._photo_mask = outline_mask(crop.shape[:2], outline, 0.8)
 
-    def draw(self, frame: np.ndarray, target: np.ndarray) -> None:
-        """Draw into ``frame`` ``[S, S, 3]`` uint8 in place, for target landmarks ``[478, 3]`` px."""
-        shape = self._frame.opening(target)
-        size = frame.shape[0]
-        low = np.floor(shape.outline.min(0) - 2).astype(int).clip(0, size - 1)
-        high = np.ceil(shape.outline.max(0) + 3).astype(int).clip(1, size)
-        if (high - low).min() < 3:
+    def draw(self, frame: np.ndarray, target: np.ndarray, opening: MouthOpening | None = None) -> None:
+        """Draw into ``frame`` ``[S, S, 3]`` uint8 in place, for target landmarks ``[478, 3]`` px.
+
+        ``opening`` is that of this portrait's mouth for ``target``, where it is known already.
+        """
+        shape = opening or self._frame.opening(target)
+        left, top, right, bottom = box_around(shape.outline, frame.shape[1::-1], 2, 3)
+        if min(right - left, bottom - top) < 3:
             return
-        region = frame[low[1] : high[1], low[0] : high[0]]
+        region, low, high = frame[top:bottom, left:right], np.array([left, top]), np.array([right, bottom])
         if self._photo is not None:
             self._draw_seam(region, shape, low)
+        # Lips a fraction of a pixel apart touch.
+        opacity = min(shape.height * float(np.hypot(*shape.axes[0])) / _TOUCHING, 1.0)
+        if opacity < _INVISIBLE:
+            return
         inside = self._interior(shape, low, high)
         if self._photo is not None:
-            inside = self._blend_photo(inside, shape, target, low, high)
-        mask = outline_mask(region.shape[:2], shape.outline - low, 0.6)[..., None]
-        # Lips a fraction of a pixel apart touch.
-        mask *= np.float32(min(shape.height * float(np.hypot(*shape.axes[0])) / _TOUCHING, 1.0))
-        region[:] = np.round(region + mask * (inside - region)).clip(0, 255).astype(np.uint8)
+            inside = self._blend_photo(inside, shape, low, high)
+        mask = outline_mask(region.shape[:2], shape.outline - low, 0.6)
+        mask *= np.float32(opacity)
+        blend_over(region, inside.astype(np.float32, copy=False), mask)
 
     def _draw_seam(self, region: np.ndarray, shape: MouthOpening, low: np.ndarray) -> None:
         """Draw the dark line at which closed lips meet, which lips that were photographed apart lack."""
@@ -402,15 +454,14 @@ class Mouth:
         coarse[..., 3:] = coarse[..., 3:].clip(0)
         places = coarse.reshape(-1, 5)
         layers = self._palette.colours(self._model.layers(places, (shape.height, shape.width)), places)
-        layers = interpolate_grid(layers.reshape(len(ys), len(xs), 9), _STRIDE, width, height)
-        place = interpolate_grid(coarse[..., :3], _STRIDE, width, height)
-        return compose_teeth(layers, place, self._model, 1 / float(np.hypot(*shape.axes[0])))
+        samples = interpolate_layers(
+            layers.reshape(len(ys), len(xs), 9), coarse[..., :3], _STRIDE, int(width), int(height)
+        )
+        return compose_teeth(samples, self._model, 1 / float(np.hypot(*shape.axes[0])))
 
-    def _blend_photo(
-        self, inside: np.ndarray, shape: MouthOpening, target: np.ndarray, low: np.ndarray, high: np.ndarray
-    ) -> np.ndarray:
+    def _blend_photo(self, inside: np.ndarray, shape: MouthOpening, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         """Return the model's interior with that of the photo, moved with the skull, blended over it."""
-        matrix, shift = rigid_motion(self._landmarks, target)
+        matrix, shift = shape.skull
         flat = matrix[:2, :2]
         depth = self._landmarks[[13, 14], 2].mean()
         offset = shift[:2] + matrix[:2, 2] * depth - low

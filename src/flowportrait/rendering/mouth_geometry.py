@@ -46,6 +46,7 @@ class MouthOpening(NamedTuple):
         width: width of the opening.
         upper: edge of the upper lip in (u, s), ``[11, 2]``.
         lower: edge of the lower lip in (u, s), ``[11, 2]``.
+        skull: the motion of the skull, as ``rigid_motion`` returns it.
     """
 
     outline: np.ndarray
@@ -56,6 +57,7 @@ class MouthOpening(NamedTuple):
     width: float
     upper: np.ndarray
     lower: np.ndarray
+    skull: tuple[np.ndarray, np.ndarray]
 
     def coordinates(self, pixels: np.ndarray) -> np.ndarray:
         """Return ``(u, s, j, a, b)`` ``[..., 5]`` float32 at ``pixels`` ``[..., 2]`` px."""
@@ -80,9 +82,12 @@ class MouthFrame:
         self._jaw = (1 - _LIP_SHARE) * gap / scale
         self._scale = scale
 
-    def opening(self, target: np.ndarray) -> MouthOpening:
-        """Return the opening for target landmarks ``[478, 3]`` px."""
-        matrix, shift = rigid_motion(self._landmarks, target)
+    def opening(self, target: np.ndarray, skull: tuple[np.ndarray, np.ndarray] | None = None) -> MouthOpening:
+        """Return the opening for target landmarks ``[478, 3]`` px.
+
+        ``skull`` is ``rigid_motion`` to the target, where it is known already.
+        """
+        matrix, shift = skull or rigid_motion(self._landmarks, target)
         middle = (matrix @ self._lip_line + shift)[:2]
         chin = (target[_CHIN] - (self._landmarks[_CHIN] @ matrix.T + shift))[:, :2].mean(0)
         scale = self._scale * float(np.cbrt(np.linalg.det(matrix)))
@@ -101,6 +106,7 @@ class MouthFrame:
             width=float(upper[-1, 0] - upper[0, 0]),
             upper=upper,
             lower=lower,
+            skull=(matrix, shift),
         )
 
     @staticmethod
@@ -191,15 +197,18 @@ def cut_mouth_window(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return cv2.warpAffine(image, back, (WINDOW_WIDTH, WINDOW_HEIGHT), flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
-def mouth_state(frame: MouthFrame, landmarks: np.ndarray, matrix: np.ndarray) -> MouthState:
+def mouth_state(
+    frame: MouthFrame, landmarks: np.ndarray, matrix: np.ndarray, opening: MouthOpening | None = None
+) -> MouthState:
     """Return the state of a mouth in its window.
 
     Args:
         frame: skull and jaw of the person.
         landmarks: ``[478, 3]`` px.
         matrix: similarity ``[2, 3]`` of ``mouth_window_transform``.
+        opening: that of ``frame`` for these landmarks, where it is known already.
     """
-    shape = frame.opening(landmarks)
+    shape = opening or frame.opening(landmarks)
     points = landmarks[:, :2] @ matrix[:, :2].T + matrix[:, 2]
     back = cv2.invertAffineTransform(matrix)
     scale = float(np.hypot(*shape.axes[0]))
@@ -212,3 +221,18 @@ def mouth_state(frame: MouthFrame, landmarks: np.ndarray, matrix: np.ndarray) ->
         jaw=shape.jaw,
         height=shape.height,
     )
+
+
+def unshuffle_pixels(planes: np.ndarray) -> np.ndarray:
+    """Return ``F.pixel_unshuffle`` by two of ``[C, H, W]``."""
+    count, height, width = planes.shape
+    parts = planes.reshape(count, height // 2, 2, width // 2, 2).transpose(0, 2, 4, 1, 3)
+    return np.ascontiguousarray(parts).reshape(4 * count, height // 2, width // 2)
+
+
+def shuffle_pixels(parts: np.ndarray) -> np.ndarray:
+    """Return ``F.pixel_shuffle`` by two of ``[4 C, h, w]``."""
+    result = np.empty((len(parts) // 4, 2 * parts.shape[1], 2 * parts.shape[2]), parts.dtype)
+    for index, part in enumerate(parts):
+        result[index // 4, index // 2 % 2 :: 2, index % 2 :: 2] = part
+    return result

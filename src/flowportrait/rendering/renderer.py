@@ -25,9 +25,10 @@ from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import map_in_order
 from flowportrait.rendering.face_regions import EYES, head_weight, person_matte, segment_person, skin_without_openings
 from flowportrait.rendering.layers import Backdrop, EyeLayer, FarSideLayer
-from flowportrait.rendering.mesh import HeadMesh, Rasterizer
+from flowportrait.rendering.mesh import HeadMesh, Rasterizer, UpsampledPicture, rigid_motion
 from flowportrait.rendering.motion_basis import LOWER_FACE, Identity, MotionBasis, close_lips
 from flowportrait.rendering.mouth import Mouth
+from flowportrait.rendering.mouth_geometry import MouthFrame, MouthOpening
 from flowportrait.rendering.retouch import Retouch, RetouchFunction
 
 _TOLERANCE = 1e-3
@@ -40,8 +41,8 @@ _AHEAD = 4
 class MouthInterior(Protocol):
     """Interface of an object that draws the inside of a mouth."""
 
-    def draw(self, frame: np.ndarray, target: np.ndarray) -> None:
-        """Draw into a frame ``[S, S, 3]`` uint8 in place, for landmarks ``[478, 3]`` px."""
+    def draw(self, frame: np.ndarray, target: np.ndarray, opening: MouthOpening | None = None) -> None:
+        """Draw into a frame ``[S, S, 3]`` uint8 in place, for landmarks ``[478, 3]`` px and their opening."""
 
 
 class Renderer:
@@ -77,15 +78,24 @@ class Renderer:
         mask = segment_person(crop, landmarks)
         weight = head_weight(mask, landmarks, crop.shape[0], free_top)
         self._mesh = HeadMesh(crop, landmarks, weight, cut_off=mask[0] > 0 if free_top else None)
-        self._rasterize = Rasterizer(self._mesh.triangles, self._mesh.source, crop.shape[0], free_top=free_top)
         self._eyes = [EyeLayer(crop, landmarks, side) for side in range(len(EYES))]
+        self._mouth_frame = MouthFrame(landmarks)
         self.mouth: MouthInterior = Mouth(crop, landmarks)
         self._retouch = Retouch(crop, landmarks, network) if retouch else None
         self._workers = workers
         skin = skin_without_openings(crop, landmarks)
-        self.picture = Backdrop(skin, person_matte(mask, crop.shape[0]))
+        self._free_top = free_top
+        self.show(Backdrop(skin, person_matte(mask, crop.shape[0])))
         far_side = FarSideLayer(self._mesh, skin)
         self._far_side = far_side if far_side.needed else None
+
+    def show(self, picture: Backdrop) -> None:
+        """Draw the face in this picture, whose person has the pose of the portrait's crop."""
+        self.picture = picture
+        self._rasterizer = Rasterizer(
+            self._mesh.triangles, self._mesh.source, len(picture.extent),
+            share=self._mesh.vertices_around(picture.extent), free_top=self._free_top, times=UpsampledPicture.TIMES,
+        )  # fmt: skip
 
     def __call__(
         self, landmarks: Iterable[np.ndarray], finish: Callable[[np.ndarray], np.ndarray] | None = None
@@ -100,15 +110,17 @@ class Renderer:
     def draw(self, landmarks: np.ndarray) -> np.ndarray:
         """Return one frame ``[S, S, 3]`` uint8 RGB for landmarks ``[478, 3]`` in crop pixels."""
         target = self._scaled(landmarks)
-        vertices = self._mesh(target)
-        frame = self.picture.at(self._rasterize(vertices))
+        skull = rigid_motion(self._mesh.landmarks, target)
+        opening = self._mouth_frame.opening(target, skull)
+        vertices = self._mesh(target, skull)
+        frame = self.picture.draw(self._rasterizer.source_map(vertices))
         if self._far_side is not None:
             self._far_side.draw(frame, vertices)
         for eye in self._eyes:
             eye.draw(frame, target)
-        self.mouth.draw(frame, target)
+        self.mouth.draw(frame, target, opening)
         if self._retouch is not None:
-            self._retouch.draw(frame, target)
+            self._retouch.draw(frame, target, opening=opening)
         return frame
 
     def _scaled(self, landmarks: np.ndarray) -> np.ndarray:

@@ -27,8 +27,8 @@ import numpy as np
 import onnxruntime
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from flowportrait.devices import Device, cached_per_device, device_of, onnx_providers, place_network, read_weights
 from flowportrait.files import shipped_weights
@@ -39,10 +39,13 @@ from flowportrait.rendering.mouth_geometry import (
     WINDOW_HEIGHT,
     WINDOW_WIDTH,
     MouthFrame,
+    MouthOpening,
     cut_mouth_window,
     mouth_state,
     mouth_window_transform,
+    shuffle_pixels,
     skin_colour,
+    unshuffle_pixels,
 )
 
 # --- The network -----------------------------------------------------------------------------------------------------
@@ -160,7 +163,11 @@ class RetouchNet(nn.Module):
     def forward(self, windows: MouthWindows) -> tuple[Tensor, Tensor]:
         """Return flow and residual."""
         x = F.pixel_unshuffle(self.inputs(windows), 2).contiguous(memory_format=torch.channels_last)
-        x = self.stem(x)
+        out = F.pixel_shuffle(self.body(self.stem(x)), 2) * self.fade
+        return _LARGEST_FLOW * torch.tanh(out[:, :2] / _LARGEST_FLOW), self._blur(out[:, 2:])
+
+    def body(self, x: Tensor) -> Tensor:
+        """Return flow and residual ``[B, 20, h, w]`` in halved windows, for the response of the first convolution."""
         skips = []
         for level, encoder in enumerate(self.encoders):
             x = encoder(x)
@@ -170,8 +177,8 @@ class RetouchNet(nn.Module):
         for level in reversed(range(len(self.downs))):
             x = F.interpolate(self.ups[level](x), scale_factor=2.0) + skips[level]
             x = self.decoders[level](x)
-        out = F.pixel_shuffle(self.head(F.relu(x)), 2) * self.fade
-        return _LARGEST_FLOW * torch.tanh(out[:, :2] / _LARGEST_FLOW), self._blur(out[:, 2:])
+        result: Tensor = self.head(F.relu(x))
+        return result
 
     def _blur(self, residual: Tensor) -> Tensor:
         """Return the blurred residual: it carries light and colour, while edges remain those that were drawn."""
@@ -190,55 +197,116 @@ class RetouchNet(nn.Module):
 
 # --- The network as ONNX ---------------------------------------------------------------------------------------------
 #
-# ONNX Runtime runs the same weights in two thirds of the time: the window is so small that much of PyTorch's time is
-# spent between the convolutions, which the runtime fuses.
+# ONNX Runtime runs the same weights in half the time: the window is so small that much of PyTorch's time is spent
+# between the convolutions, which the runtime fuses. The first convolution is linear, and only the drawn window and its
+# shares differ freely between frames; its response to everything else is put together from responses known before:
+#
+#     stem(x) = conv(moving planes) + response(portrait) + Σ_k coordinates_k · response_k
+
+_MOVING, _COORDINATES = [0, 1, 2, 6, 7], slice(9, 13)
+"""The input planes that differ freely between frames, which are the drawn window and the shares inside the lips; those
+that are linear in the map and the drop of ``MouthWindows``."""
 
 
 class OnnxRetouchNet:
-    """``RetouchNet`` from an ONNX file, for one window at a time; it can be called from several threads at once."""
+    """``RetouchNet`` from its weights and its core as ONNX, one window at a time; several threads may call it."""
 
-    def __init__(self, path: Path, device: Device | None = None) -> None:
+    def __init__(self, weights: Path, core: Path, device: Device | None = None) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # frames are drawn in parallel; threads within one would only wait
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=onnx_providers(device))
+        self._session = onnxruntime.InferenceSession(str(core), options, providers=onnx_providers(device))
+        self._network = RetouchNet().requires_grad_(False).eval()
+        self._network.load_state_dict(read_weights(weights))
+        nothing, one = torch.zeros(8), torch.eye(8)
+        self._offset = self._coordinate_response(nothing)
+        self._coordinates = np.stack([self._coordinate_response(axis) - self._offset for axis in one])
+        self._portraits = WeakTensorKeyDictionary()
+        self._taps = self._network.taps.numpy()
 
     def __call__(self, windows: MouthWindows) -> tuple[Tensor, Tensor]:
         """Return flow and residual; see ``RetouchNet``."""
-        feed = {name: tensor.numpy() for name, tensor in windows._asdict().items()}
-        flow, residual = self._session.run(None, feed)
-        return torch.from_numpy(flow), torch.from_numpy(residual)
+        skin = windows.skin[0].clamp_min(_DARKEST).numpy()
+        moving = np.empty((len(_MOVING), WINDOW_HEIGHT, WINDOW_WIDTH), np.float32)
+        np.divide(windows.base[0].numpy(), skin[:, None, None], out=moving[:3])
+        moving[:3] -= 1
+        np.minimum(moving[:3], 2, out=moving[:3])
+        moving[3], moving[4] = windows.inner[0, 0].numpy(), windows.outer[0, 0].numpy()
+        place = np.concatenate([windows.place.numpy().ravel(), windows.drop.numpy().ravel()])
+        stem = place @ self._coordinates
+        stem += self._portrait_response(windows)
+        response = stem.reshape(1, -1, WINDOW_HEIGHT // 2, WINDOW_WIDTH // 2)
+        feed = {"moving": unshuffle_pixels(moving)[None], "stem": response}
+        flow, residual = (shuffle_pixels(part[0]) for part in self._session.run(None, feed))
+        for plane in residual:
+            # As in ``RetouchNet``, the window is surrounded by no change.
+            cv2.sepFilter2D(plane, -1, self._taps, self._taps, plane, borderType=cv2.BORDER_CONSTANT)
+        return torch.from_numpy(flow)[None], torch.from_numpy(residual)[None]
+
+    def _coordinate_response(self, values: Tensor) -> np.ndarray:
+        """Return the response of the first convolution ``[C h w]`` to map and drop of ``MouthWindows`` alone."""
+        shares = torch.zeros(1, 1, WINDOW_HEIGHT, WINDOW_WIDTH)
+        picture, skin = shares.expand(1, 3, -1, -1), torch.ones(1, 3)
+        place, drop = values[:6].reshape(1, 2, 3), values[None, 6:]
+        alone = MouthWindows(picture, picture, skin, shares, shares, shares, place, drop)
+        planes = self._network.inputs(alone)
+        planes[:, : _COORDINATES.start] = 0
+        return self._network.stem(F.pixel_unshuffle(planes, 2)).numpy().ravel()
+
+    def _portrait_response(self, windows: MouthWindows) -> np.ndarray:
+        """Return the response ``[C h w]`` to the portrait's own window, computed once for each portrait."""
+        skin, inner, response = self._portraits.get(windows.source, (None, None, None))
+        if response is None or skin is not windows.skin or inner is not windows.source_inner:
+            with torch.inference_mode():
+                planes = self._network.inputs(windows)
+                planes[:, _MOVING] = 0
+                planes[:, _COORDINATES] = 0
+                response = self._network.stem(F.pixel_unshuffle(planes, 2)).numpy().ravel()
+            self._portraits[windows.source] = windows.skin, windows.source_inner, response
+        return response
 
 
 def example_windows() -> MouthWindows:
     """Return one window of random values, as an example of the shapes."""
-    picture, share = torch.rand(1, 3, WINDOW_HEIGHT, WINDOW_WIDTH), torch.rand(1, 1, WINDOW_HEIGHT, WINDOW_WIDTH)
-    return MouthWindows(picture, picture.clone(), torch.rand(1, 3), share, share.clone(), share.clone(), torch.rand(1,
-        2, 3),
-                   torch.rand(1, 2))  # fmt: skip
+    window, plane = (3, WINDOW_HEIGHT, WINDOW_WIDTH), (1, WINDOW_HEIGHT, WINDOW_WIDTH)
+    return MouthWindows(*(torch.rand(1, *shape) for shape in (window, window, (3,), plane, plane, plane, (2, 3), (2,))))
 
 
 def export_onnx(network: RetouchNet, path: Path) -> None:
-    """Write ``network`` atomically as ONNX."""
+    """Write the core of ``network``, as ``OnnxRetouchNet`` runs it, atomically as ONNX."""
     partial = path.with_suffix(".partial")
+    half = (WINDOW_HEIGHT // 2, WINDOW_WIDTH // 2)
+    example = torch.rand(1, 4 * len(_MOVING), *half), torch.rand(1, network.stem.out_channels, *half)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            _Positional(network.eval()), tuple(example_windows()), str(partial), input_names=list(MouthWindows._fields),
+            _Core(network.eval()), example, str(partial), input_names=["moving", "stem"],
             output_names=["flow", "residual"], opset_version=17, dynamo=False,
         )  # fmt: skip
     os.replace(partial, path)
 
 
-class _Positional(nn.Module):
-    """``RetouchNet`` with positional tensors, as the exporter passes them instead of a named tuple."""
+class _Core(nn.Module):
+    """``RetouchNet`` between the two rearrangements of pixels, which NumPy does faster than ONNX Runtime.
+
+    The first convolution sees only the planes that differ freely between frames; the other input is its response to the
+    others. The residual is not blurred yet.
+    """
+
+    kernel: Tensor
+    fade: Tensor
 
     def __init__(self, network: RetouchNet) -> None:
         super().__init__()
         self.network = network
+        channels = [4 * plane + part for plane in _MOVING for part in range(4)]
+        self.register_buffer("kernel", network.stem.weight[:, channels].detach().clone())
+        self.register_buffer("fade", F.pixel_unshuffle(network.fade.expand(1, 5, -1, -1), 2).clone())
 
-    def forward(self, *windows: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network(MouthWindows(*windows))
+    def forward(self, moving: Tensor, stem: Tensor) -> tuple[Tensor, Tensor]:
+        """Return flow ``[1, 8, h, w]`` and residual ``[1, 12, h, w]``."""
+        out = self.network.body(F.conv2d(moving, self.kernel, padding=1) + stem) * self.fade
+        return _LARGEST_FLOW * torch.tanh(out[:, :8] / _LARGEST_FLOW), out[:, 8:]
 
 
 # --- Retouching of one portrait --------------------------------------------------------------------------------------
@@ -259,20 +327,22 @@ needs none."""
 _OWN = 0.8
 """Share of the residual that is suppressed on teeth that the photo shows."""
 
+_BEYOND = 6
+"""Pixels around the window in the frame that the flow can reach."""
+
 _LUMA = LUMA_601.astype(np.float32)
 
 
 @cached_per_device
 def shipped_retouch_network() -> RetouchFunction:
     """Return the network that comes with the package, run by ONNX Runtime."""
-    return OnnxRetouchNet(shipped_weights("retouch/model.onnx"))
+    return OnnxRetouchNet(shipped_weights("retouch/model.safetensors"), shipped_weights("retouch/model.onnx"))
 
 
 @cached_per_device
 def _torch_network() -> RetouchFunction:
     """Return the shipped network in PyTorch, for devices that the installed ONNX Runtime does not support."""
-    network = RetouchNet().requires_grad_(False).eval()
-    network.load_state_dict(read_weights(shipped_weights("retouch/model.safetensors")))
+    network = _shipped_weights_in_torch()
     device = device_of(place_network(network))
 
     def retouch(windows: MouthWindows) -> tuple[torch.Tensor, torch.Tensor]:
@@ -280,6 +350,12 @@ def _torch_network() -> RetouchFunction:
         return flow.cpu(), residual.cpu()
 
     return retouch
+
+
+def _shipped_weights_in_torch() -> RetouchNet:
+    network = RetouchNet().requires_grad_(False).eval()
+    network.load_state_dict(read_weights(shipped_weights("retouch/model.safetensors")))
+    return network
 
 
 def retouch_network(device: Device = "cpu", dtype: torch.dtype = torch.float32) -> RetouchFunction:
@@ -316,6 +392,7 @@ class Retouch:
         self._frame = MouthFrame(landmarks)
         skin = skin_colour(crop, landmarks) if skin is None else skin
         self._skin = (skin / 255).astype(np.float32)
+        self._skin_tensor = torch.from_numpy(self._skin)[None]
         self._colourful = colourfulness(skin)
         start = mouth_window_transform(landmarks)
         self._source = _picture(cut_mouth_window(crop, start))
@@ -324,17 +401,24 @@ class Retouch:
         self._source_inner = _plane(photo_state.inner)
         self._photo_shows_teeth = keep_photo_interior and photo_state.height > PHOTO_OPENING
 
-    def draw(self, frame: np.ndarray, target: np.ndarray, source: np.ndarray | None = None) -> None:
+    def draw(
+        self,
+        frame: np.ndarray,
+        target: np.ndarray,
+        source: np.ndarray | None = None,
+        opening: MouthOpening | None = None,
+    ) -> None:
         """Retouch a frame in place.
 
         Args:
             frame: ``[S, S, 3]`` uint8.
             target: the landmarks ``[478, 3]`` px for which it was drawn.
             source: landmarks of the picture from which it was drawn; by default those of the portrait.
+            opening: that of the portrait's mouth for ``target``, where it is known already.
         """
         matrix = mouth_window_transform(target)
         photo_lips = self._photo_lips if source is None else _lips(source, mouth_window_transform(source))
-        state = mouth_state(self._frame, target, matrix)
+        state = mouth_state(self._frame, target, matrix, opening)
         trained = min(max((_UNKNOWN_OPENING - state.height) / (_UNKNOWN_OPENING - _KNOWN_OPENING), 0.0), 1.0)
         moved = float(np.linalg.norm(_lips(target, matrix) - photo_lips, axis=1).mean())
         strength = np.float32(trained * min(moved / _FULL_EFFECT, 1.0))
@@ -343,7 +427,7 @@ class Retouch:
         windows = MouthWindows(
             base=_picture(cut_mouth_window(frame, matrix)),
             source=self._source,
-            skin=torch.from_numpy(self._skin)[None],
+            skin=self._skin_tensor,
             inner=_plane(state.inner),
             outer=_plane(state.outer),
             source_inner=self._source_inner,
@@ -351,44 +435,49 @@ class Retouch:
             drop=torch.tensor([[state.jaw, state.height]], dtype=torch.float32),
         )
         with torch.inference_mode():
-            flow, residual = (strength * change[0].permute(1, 2, 0).numpy() for change in self._network(windows))
+            flow, residual = (strength * change[0].numpy() for change in self._network(windows))
         if self._photo_shows_teeth:
             # Teeth that the photo shows keep their own brightness.
-            residual = residual * (1 - _OWN * cv2.GaussianBlur(state.inner, (0, 0), 2.0))[..., None]
+            residual *= 1 - _OWN * cv2.GaussianBlur(state.inner, (0, 0), 2.0)
         self._apply(frame, matrix, flow, self._to_colours(residual))
 
     def _to_colours(self, residual: np.ndarray) -> np.ndarray:
-        """Return the residual in 8-bit colours; a grey portrait stays grey."""
-        colour = residual * (255 * np.maximum(self._skin, 0.06))
-        grey = (colour @ _LUMA)[..., None]
-        return grey + self._colourful * (colour - grey)
+        """Return the residual ``[3, h, w]`` in 8-bit colours; a grey portrait stays grey."""
+        colour = residual * (255 * np.maximum(self._skin, _DARKEST))[:, None, None]
+        if self._colourful == 1:
+            return colour
+        grey = np.tensordot(_LUMA, colour, 1)
+        return grey + np.float32(self._colourful) * (colour - grey)
 
     @staticmethod
     def _apply(frame: np.ndarray, matrix: np.ndarray, flow: np.ndarray, residual: np.ndarray) -> None:
-        """Apply flow and residual to the part of ``frame`` under the window, in place."""
+        """Apply flow ``[2, h, w]`` and residual ``[3, h, w]`` to the part of ``frame`` under the window, in place."""
         back = cv2.invertAffineTransform(matrix)
         corners = (
             np.array([[0, 0, 1], [WINDOW_WIDTH, 0, 1], [0, WINDOW_HEIGHT, 1], [WINDOW_WIDTH, WINDOW_HEIGHT, 1]])
             @ back.T
         )
         size = frame.shape[0]
-        low = np.floor(corners.min(0)).astype(int).clip(0, size)
-        high = np.ceil(corners.max(0)).astype(int).clip(0, size)
-        width, height = (high - low).tolist()
+        left, top = np.floor(corners.min(0)).astype(int).clip(0, size).tolist()
+        right, bottom = np.ceil(corners.max(0)).astype(int).clip(0, size).tolist()
+        width, height = right - left, bottom - top
         if width < 2 or height < 2:
             return
         local = matrix.copy()
-        local[:, 2] += matrix[:, :2] @ low
-        shape = (width, height)
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        moved = cv2.warpAffine(np.ascontiguousarray(flow), local, shape, flags=flags)
-        painted = cv2.warpAffine(np.ascontiguousarray(residual), local, shape, flags=flags)
-        place = cv2.transform(moved, back[:, :2])
-        place[..., 0] += np.arange(low[0], high[0], dtype=np.float32)
-        place[..., 1] += np.arange(low[1], high[1], dtype=np.float32)[:, None]
-        drawn = cv2.remap(frame, place, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-        mixed = np.round(drawn + painted).clip(0, 255).astype(np.uint8)
-        frame[low[1] : high[1], low[0] : high[0]] = mixed
+        local[:, 2] += matrix[:, :2] @ (left, top)
+        shape, flags = (width, height), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        (xx, xy), (yx, yy) = back[:, :2].astype(np.float32)
+        # Four channels are warped in a third of the time that two or three take.
+        packed = cv2.merge([xx * flow[0] + xy * flow[1], yx * flow[0] + yy * flow[1], residual[0], residual[1]])
+        x, y, red, green = cv2.split(cv2.warpAffine(packed, local, shape, flags=flags))
+        blue = cv2.warpAffine(residual[2], local, shape, flags=flags)
+        # The flow fades out at the border of the window, so that little beyond it is ever read.
+        first_x, first_y = max(left - _BEYOND, 0), max(top - _BEYOND, 0)
+        around = frame[first_y : bottom + _BEYOND, first_x : right + _BEYOND].astype(np.float32)
+        x += np.arange(left - first_x, right - first_x, dtype=np.float32)
+        y += np.arange(top - first_y, bottom - first_y, dtype=np.float32)[:, None]
+        drawn = cv2.remap(around, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        cv2.add(drawn, cv2.merge([red, green, blue]), frame[top:bottom, left:right], dtype=cv2.CV_8U)
 
 
 def _lips(landmarks: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -407,6 +496,4 @@ def _plane(share: np.ndarray) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    trained = RetouchNet()
-    trained.load_state_dict(load_file(str(shipped_weights("retouch/model.safetensors"))))
-    export_onnx(trained, shipped_weights("retouch/model.onnx"))
+    export_onnx(_shipped_weights_in_torch(), shipped_weights("retouch/model.onnx"))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import torch
@@ -29,10 +32,11 @@ from benchmarks.timing import (
     stopwatch,
 )
 from flowportrait.commands.options import Flag, OptionalPath
+from flowportrait.errors import BadInput
 from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME
 from flowportrait.media.image import read_image
 from flowportrait.media.portrait import Portrait
-from flowportrait.media.video import iter_frames
+from flowportrait.media.video import FPS, iter_frames
 
 MS = 1000.0
 
@@ -52,7 +56,8 @@ class SpeedOptions:
     """Measure what a frame of video costs, stage by stage, in processor time of one core.
 
     Stages are timed alone. "everything" is one call as ``animate`` makes it, in processor time of all its threads and
-    by the clock. With --against, another version of the package takes turns with this one in processes of their own.
+    by the clock. With --against, another version of the package takes turns with this one in processes of their own;
+    then the bit rates and the pictures before encoding are compared too. The videos have the watermark.
     """
 
     image: OptionalPath = None
@@ -67,13 +72,19 @@ class SpeedOptions:
     """The face square alone, not pasted back."""
     video: OptionalPath = None
     """Measure instead how fast this clip becomes motion: decoding, tracking, the 30 numbers."""
+    live: Flag = False
+    """Measure instead a frame of the live avatar, drawn and encoded as for WebRTC, while it idles and speaks."""
+    pictures: OptionalPath = None
+    """Keep every fifth picture before encoding in this file (.npy)."""
     against: OptionalPath = None
     """Another checkout, or its folder src."""
     repeats: int = 3
     """Rounds with --against."""
 
 
-EVERYTHING, CLOCK = "everything", "everything, by the clock"
+EVERYTHING, CLOCK, BIT_RATE = "everything", "everything, by the clock", "bit rate"
+LIVE_START = "start of the avatar"
+_KEPT_PICTURES = 5
 
 
 def speed(options: SpeedOptions, record: Record) -> None:
@@ -84,7 +95,10 @@ def speed(options: SpeedOptions, record: Record) -> None:
     if options.against is not None:
         _compare_stages(options, record)
         return
-    stages = _time_stages(options)
+    if options.live:
+        _measure_live(options, record)
+        return
+    stages = _time_stages(options, record)
     for stage, ms in stages.items():
         record.add(stage, "processor", ms, unit="ms/frame")
     total = sum(ms for stage, ms in stages.items() if stage not in (EVERYTHING, CLOCK))
@@ -96,8 +110,8 @@ def speed(options: SpeedOptions, record: Record) -> None:
     record.add("watermark and signing", "share of all stages", 100 * share, unit="%", group="provenance")
 
 
-def _time_stages(options: SpeedOptions) -> dict[str, float]:
-    """Return milliseconds per frame by stage."""
+def _time_stages(options: SpeedOptions, record: Record) -> dict[str, float]:
+    """Return milliseconds per frame by stage, and record the bit rate of the pictures."""
     from flowportrait.media.crop import FramePaster
     from flowportrait.media.write_video import write_video
     from flowportrait.pipelines.animator import Animator
@@ -131,6 +145,8 @@ def _time_stages(options: SpeedOptions) -> dict[str, float]:
         drawn = time_stage("paste-back", lambda: [paste(frame)[:height, :width] for frame in drawn])
     mark = Watermark(*drawn[0].shape[:2])
     marked = time_stage("watermark", lambda: [mark(frame) for frame in drawn])
+    if options.pictures is not None:
+        np.save(options.pictures, np.stack(marked[::_KEPT_PICTURES]))
     origin, credential = VideoOrigin("portrait"), self_signed()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
@@ -139,7 +155,14 @@ def _time_stages(options: SpeedOptions) -> dict[str, float]:
         with stopwatch() as spent:
             frames_of_video = animator.animate(image, sound, size=options.size, crop=options.crop)
             write_video_with_provenance(path, frames_of_video, sound, Provenance(origin, credential))
+        record.add("pictures of the video", BIT_RATE, _picture_bits(path) / frames * FPS / 1000, unit="kbit/s")
     return table | {EVERYTHING: MS * spent.processor / frames, CLOCK: MS * spent.clock / frames}
+
+
+def _picture_bits(path: Path) -> int:
+    """Return the bits of a file's pictures, without sound and container."""
+    with av.open(str(path)) as container:
+        return 8 * sum(packet.size for packet in container.demux(video=0))
 
 
 def _compare_stages(options: SpeedOptions, record: Record) -> None:
@@ -147,21 +170,106 @@ def _compare_stages(options: SpeedOptions, record: Record) -> None:
     words = ["-m", "benchmarks", "speed"]
     for field in fields(options):
         value = getattr(options, field.name)
-        if field.name in ("against", "video", "repeats") or value in (None, False):
+        if field.name in ("against", "video", "pictures", "repeats") or value in (None, False):
             continue
         text = str(value.resolve() if isinstance(value, Path) else value)
         words += [f"--{field.name}"] if value is True else [f"--{field.name}", text]
     versions = {"before": find_source(options.against), "now": ROOT / "src"}
-    times: dict[str, list[dict[str, float]]] = {name: [] for name in versions}
+    rows: dict[str, list[dict[tuple[str, str], float]]] = {name: [] for name in versions}
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "speed.json"
+        pictures = {name: Path(folder) / f"{name}.npy" for name in versions}
         for number in range(options.repeats):
             for name in sorted(versions, reverse=number % 2 == 1):  # neither version is always the first
-                run_python([*words, "--record", str(result)], versions[name])
-                rows = json.loads(result.read_text())["rows"]
-                times[name].append({row["system"]: row["value"] for row in rows if row["metric"] == "processor"})
-    for stage in times["now"][0]:
-        add_comparison(record, stage, "ms/frame", *([own[stage] for own in times[name]] for name in ("now", "before")))
+                kept = [] if options.live else ["--pictures", str(pictures[name])]
+                run_python([*words, *kept, "--record", str(result)], versions[name])
+                measured = json.loads(result.read_text())["rows"]
+                rows[name].append({(row["system"], row["metric"]): row["value"] for row in measured})
+        if not options.live:
+            mean, least = _picture_psnr(*(np.load(pictures[name]) for name in ("before", "now")))
+            group = "pictures before encoding, now against before"
+            record.add("PSNR of all", "PSNR", mean, unit="dB", group=group)
+            record.add("PSNR of the one that differs most", "PSNR", least, unit="dB", group=group)
+    for (stage, metric), value in rows["now"][0].items():
+        if metric == "processor":
+            own = ([row[stage, metric] for row in rows[name]] for name in ("now", "before"))
+            add_comparison(record, stage, "ms" if stage == LIVE_START else "ms/frame", *own)
+        elif metric == "late frames":
+            for name in versions:
+                record.add(f"{stage}, {name}", metric, max(row[stage, metric] for row in rows[name]), unit="%")
+        elif metric == BIT_RATE:
+            before = rows["before"][0][stage, metric]
+            record.add("now", BIT_RATE, value, unit="kbit/s", group=BIT_RATE)
+            record.add("before", BIT_RATE, before, unit="kbit/s", group=BIT_RATE)
+            record.add("now / before", BIT_RATE, value / before, group=BIT_RATE)
+
+
+def _picture_psnr(before: np.ndarray, now: np.ndarray) -> tuple[float, float]:
+    """Return the PSNR of all pictures ``[N, H, W, 3]`` and of the one that differs most, in dB; at most 99."""
+    errors = [float(np.square(one.astype(np.float32) - other).mean()) for one, other in zip(now, before, strict=True)]
+    return _psnr(sum(errors) / len(errors)), _psnr(max(errors))
+
+
+def _psnr(error: float) -> float:
+    """Return the PSNR of a mean squared error of levels, at most 99 dB."""
+    return min(99.0, -10 * float(np.log10(max(error, 1e-12) / 255**2)))
+
+
+# --- The live avatar --------------------------------------------------------------------
+
+_LIVE_SLOWNESS = 4.0
+"""Seconds that a second of the avatar's clock takes."""
+
+
+def _measure_live(options: SpeedOptions, record: Record) -> None:
+    """Record what a frame of the live avatar costs: drawn, with watermark, and encoded.
+
+    The avatar's clock runs slowly, so that other work on the machine makes no frame late: what is left out costs
+    nothing. Late frames are recorded all the same.
+    """
+    from flowportrait.live import LiveAvatar
+
+    with stopwatch() as spent:
+        avatar = LiveAvatar(
+            _photo(options.image), checkpoint=options.checkpoint, size=options.size,
+            clock=lambda: time.monotonic() / _LIVE_SLOWNESS,
+        )  # fmt: skip
+    encode, count = _webrtc_encoder(), round(options.seconds * FPS)
+    sound = babble(options.seconds + 1)
+
+    async def run() -> None:
+        number, frames = 0, avatar.frames()
+        for system, speaks in (("idle", False), ("speaking", True)):
+            late, began = avatar.late_frames, time.process_time()
+            for place in range(count):
+                if speaks:
+                    avatar.push(sound[place * SAMPLES_PER_FRAME :][:SAMPLES_PER_FRAME], SAMPLE_RATE)
+                picture, _ = await anext(frames)
+                encode(picture, number)
+                number += 1
+            ms, late = MS * (time.process_time() - began) / count, avatar.late_frames - late
+            record.add(f"live, {system}", "processor", ms, unit="ms/frame", n=count)
+            record.add(f"live, {system}", "late frames", 100 * late / count, unit="%", group="late")
+        avatar.close()
+
+    asyncio.run(run())
+    record.add(LIVE_START, "processor", MS * spent.processor, unit="ms")
+
+
+def _webrtc_encoder() -> Callable[[np.ndarray, int], object]:
+    """Return a function that encodes a picture with its number as aiortc does: H.264, no delay, 1 Mbit/s."""
+    try:
+        from aiortc.codecs.h264 import H264Encoder
+    except ImportError as error:
+        raise BadInput("--live needs aiortc: pip install 'flowportrait[live]'.") from error
+    encoder = H264Encoder()
+
+    def encode(picture: np.ndarray, number: int) -> object:
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        frame.pts, frame.time_base = number, Fraction(1, FPS)
+        return encoder.encode(frame, force_keyframe=False)
+
+    return encode
 
 
 def _measure_tracking(video: Path, record: Record) -> None:

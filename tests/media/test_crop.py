@@ -16,7 +16,14 @@ from skimage import data
 
 from flowportrait.errors import BadInput
 from flowportrait.media import portrait as portrait_module
-from flowportrait.media.crop import apply_affine, crop_transform, feather_mask, largest_photo_square, paste_back
+from flowportrait.media.crop import (
+    FramePaster,
+    apply_affine,
+    crop_transform,
+    feather_mask,
+    largest_photo_square,
+    paste_back,
+)
 from flowportrait.media.faces import face_yaw
 from flowportrait.media.image import read_image
 from flowportrait.media.occlusion import is_mouth_covered
@@ -241,3 +248,36 @@ def test_a_photo_with_room_around_the_face_is_shown_as_it_was_cut() -> None:
 @lru_cache
 def whole_astronaut_landmarks() -> np.ndarray:
     return apply_affine(cv2.invertAffineTransform(astronaut().to_crop), astronaut().landmarks)
+
+
+@pytest.mark.parametrize(
+    ("scale", "left", "top"), [(1.25, 0.125, 0.125), (2.43, 13.37, 77.71), (1.07, 3.3, 9.2), (1.25, 0, 0)]
+)
+def test_an_enlarged_frame_is_pasted_where_an_affine_map_puts_it(scale: float, left: float, top: float) -> None:
+    size = 256
+    frame = cv2.resize(data.astronaut()[:300, 80:380], (size, size), interpolation=cv2.INTER_AREA)
+    to_crop = np.array([[1 / scale, 0, -left / scale], [0, 1 / scale, -top / scale]])
+    photo = np.zeros((int(top + scale * size) + 9, int(left + scale * size) + 9, 3), np.uint8)
+    inner = np.s_[int(top) + 40 : int(top + scale * size) - 40, int(left) + 40 : int(left + scale * size) - 40]
+    matrix = cv2.invertAffineTransform(to_crop)
+    reference = cv2.warpAffine(frame, matrix, photo.shape[1::-1], flags=cv2.INTER_CUBIC)[inner].astype(float)
+
+    def psnr(pasted: np.ndarray) -> float:
+        return float(10 * np.log10(255**2 / (np.square(pasted[inner] - reference).mean() + 1e-9)))
+
+    assert psnr(FramePaster(photo, to_crop, size)(frame)) > 55
+    # The bound can fail: a tenth of a pixel is seen.
+    assert psnr(FramePaster(photo, to_crop + np.array([[0, 0, 0.1], [0, 0, 0]]), size)(frame)) < 55
+
+
+def test_only_the_border_of_a_mask_is_blended_and_nothing_of_it_is_left_out() -> None:
+    size, rng = 128, np.random.default_rng(0)
+    photo, frame = (rng.integers(0, 256, (300, 300, 3), np.uint8) for _ in range(2))
+    frame = frame[:size, :size]
+    to_crop, mask = np.array([[1.0, 0, -50], [0, 1.0, -60]]), np.zeros((size, size), np.float32)
+    cv2.circle(mask, (70, 60), 40, 1.0, -1)
+    mask = cv2.GaussianBlur(mask, (0, 0), 4)
+    pasted = FramePaster(photo, to_crop, size, mask)(frame).astype(float)
+    expected = photo.astype(float)
+    expected[60 : 60 + size, 50 : 50 + size] += mask[..., None] * (frame - expected[60 : 60 + size, 50 : 50 + size])
+    assert np.abs(pasted - expected).max() <= 1

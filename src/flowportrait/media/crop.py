@@ -23,6 +23,10 @@ _HEAD_ABOVE = 0.04
 _FEATHER = 0.06
 _WHOLE = 1e-3
 """A border that is this near to a pixel's own, in px, counts as that pixel's: the affine map is rounded."""
+_MOST_SHIFT = 0.05
+"""Pixels of the photo by which an enlarged frame may be displaced."""
+_MOST_PADDING = 64
+"""Largest padding in px with which an enlarged frame is brought to whole pixels of the photo."""
 
 
 def crop_transform(landmarks: np.ndarray, shape: tuple[int, int], size: int) -> np.ndarray:
@@ -113,6 +117,7 @@ class FramePaster:
         self._to_patch[:, 2] -= (left, top)
         self._shape = (int(right - left), int(bottom - top))
         self._flags = cv2.INTER_CUBIC if np.linalg.det(to_photo[:, :2]) > 1 else cv2.INTER_LINEAR
+        self._enlargement = _Enlargement.of(self._to_patch, size, self._shape)
         if mask is None:
             mask = feather_mask(size, _open_sides(corners, width, height))
         self._frame_weight = cv2.warpAffine(
@@ -124,16 +129,119 @@ class FramePaster:
         )
         self._photo_weight = 1 - self._frame_weight
         self._photo_patch = np.ascontiguousarray(image[self._box])
+        self._strips = _blended_strips(self._frame_weight)
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
         """Return a copy of the photo with ``frame`` ``[S, S, 3]`` uint8 pasted over the square."""
         result = self._image.copy()
         if self._box is not None:
-            warped = cv2.warpAffine(
-                frame, self._to_patch, self._shape, flags=self._flags, borderMode=cv2.BORDER_REPLICATE
-            )
-            result[self._box] = cv2.blendLinear(warped, self._photo_patch, self._frame_weight, self._photo_weight)
+            patch = result[self._box]
+            # Written in place: the frame replaces the photo everywhere but in the strips along the mask's border.
+            if self._enlargement is not None:
+                patch[:] = self._enlargement(frame)
+            else:
+                cv2.warpAffine(
+                    frame, self._to_patch, self._shape, dst=patch, flags=self._flags, borderMode=cv2.BORDER_REPLICATE
+                )
+            for strip in self._strips:
+                patch[strip] = cv2.blendLinear(
+                    patch[strip], self._photo_patch[strip], self._frame_weight[strip], self._photo_weight[strip]
+                )
         return result
+
+
+class _Enlargement:
+    """A function that enlarges a square frame like ``cv2.warpAffine``, but with ``cv2.resize``: ten times as fast.
+
+        frame ─► padded so that it begins and ends where a pixel of the photo does ─► resized ─► the patch cut out
+
+    The two differ by 1/20 of a pixel at most; warpAffine itself rounds to 1/32 of a frame's pixel.
+    """
+
+    def __init__(self, spans: list[tuple[int, int, int, int]], shape: tuple[int, int]) -> None:
+        self._spans, self._shape = spans, shape
+
+    @classmethod
+    def of(cls, matrix: np.ndarray, size: int, shape: tuple[int, int]) -> _Enlargement | None:
+        """Return the enlargement of an affine map ``[2, 3]`` from a frame of side ``size`` to a patch.
+
+        Args:
+            matrix: the map.
+            size: side of the frame in px.
+            shape: width and height of the patch in px.
+
+        Returns:
+            None where the map makes frames smaller or turns them, or where no padding fits.
+        """
+        scale = matrix[0, 0]
+        if scale < 1 or abs(matrix[0, 1]) + abs(matrix[1, 0]) + abs(matrix[1, 1] - scale) > _WHOLE / size:
+            return None
+        spans = [_aligned_span(float(scale), float(offset), size) for offset in matrix[:, 2]]
+        for (begin, end, start, stop), length, offset in zip(spans, shape, matrix[:, 2], strict=True):
+            edges = (np.array([begin, end]) - 0.5) * scale + offset + 0.5
+            if start > 0 or stop < length or np.abs(edges - [start, stop]).max() > _MOST_SHIFT:
+                return None
+        return cls(spans, shape)
+
+    def __call__(self, frame: np.ndarray) -> np.ndarray:
+        """Return the patch ``[h, w, 3]`` of a frame ``[S, S, 3]`` uint8."""
+        size, (width, height) = len(frame), self._shape
+        (left, right, x, x_stop), (top, bottom, y, y_stop) = self._spans
+        if min(left, top) < 0 or max(right, bottom) > size:
+            frame = cv2.copyMakeBorder(frame, -top, bottom - size, -left, right - size, cv2.BORDER_REPLICATE)
+        large = cv2.resize(frame, (x_stop - x, y_stop - y), interpolation=cv2.INTER_CUBIC)
+        return large[-y : height - y, -x : width - x]
+
+
+def _aligned_span(scale: float, offset: float, size: int) -> tuple[int, int, int, int]:
+    """Return where a frame's axis, with padding, begins and ends on whole pixels of a larger picture, or nearly so.
+
+    Args:
+        scale: pixels of the picture per pixel of the frame.
+        offset: place in the picture of the frame's first pixel.
+        size: pixels of the frame.
+
+    Returns:
+        Begin (at most 0) and end (at least ``size``) on the frame, and the same places in the picture.
+    """
+    result: list[tuple[int, int]] = []
+    for places in (-np.arange(_MOST_PADDING + 1), size + np.arange(_MOST_PADDING + 1)):
+        edges = (places - 0.5) * scale + offset + 0.5
+        # Of places that are as near to a whole pixel, the one with the least padding.
+        chosen = int((np.abs(edges - edges.round()) + 1e-4 * np.arange(len(places))).argmin())
+        result.append((int(places[chosen]), round(float(edges[chosen]))))
+    (begin, first), (end, last) = result
+    return begin, end, first, last
+
+
+def _blended_strips(weight: np.ndarray) -> list[tuple[slice, slice]]:
+    """Return up to four rectangles that hold every pixel of a mask ``[H, W]`` whose weight is not one.
+
+    They lie around the largest rectangle that grows from the middle of the mask over pixels of weight one; a mask that
+    is not one in its middle is returned whole.
+    """
+    height, width = weight.shape
+    whole = weight == 1
+    rows, columns = whole[:, width // 2], whole[height // 2]
+    if not rows[height // 2]:
+        return [np.s_[0:height, 0:width]]
+    top, bottom = _run_around(rows, height // 2)
+    left, right = _run_around(columns, width // 2)
+    # The corners of a rounded mask are not one: shrink until all of the rectangle is.
+    while top < bottom and left < right and not whole[top:bottom, left:right].all():
+        top, bottom, left, right = top + 1, bottom - 1, left + 1, right - 1
+    if top >= bottom or left >= right:
+        return [np.s_[0:height, 0:width]]
+    strips = [
+        np.s_[0:top, 0:width], np.s_[bottom:height, 0:width], np.s_[top:bottom, 0:left], np.s_[top:bottom, right:width]
+    ]  # fmt: skip
+    return [(down, across) for down, across in strips if down.start < down.stop and across.start < across.stop]
+
+
+def _run_around(values: np.ndarray, middle: int) -> tuple[int, int]:
+    """Return start and stop of the run of true values that holds index ``middle``."""
+    before, after = np.flatnonzero(~values[:middle]), np.flatnonzero(~values[middle:])
+    return (int(before[-1]) + 1 if len(before) else 0), (middle + int(after[0]) if len(after) else len(values))
 
 
 def paste_back(image: np.ndarray, frame: np.ndarray, to_crop: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:

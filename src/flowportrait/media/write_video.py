@@ -67,7 +67,7 @@ class VideoTrack:
         check_frame_size(shape)
         self._container, self._fps, self._shape = container, fps, shape
         self.count = 0
-        encoder_options = _encoder_options(codec, crf) | dict(options or {})
+        encoder_options = _encoder_options(codec, crf, shape) | dict(options or {})
         self._stream = container.add_stream(codec, rate=fps, options=encoder_options)
         self._stream.height, self._stream.width = (side // 2 * 2 for side in shape[:2])
         self._stream.pix_fmt = "yuva420p" if shape[2] == 4 else "yuv420p"
@@ -116,9 +116,16 @@ def check_frame_size(shape: tuple[int, ...]) -> None:
         raise BadInput(f"A frame of {shape[1]}x{shape[0]} px is too small for a video: 2x2 at least.")
 
 
-def _encoder_options(codec: str, crf: int) -> dict[str, str]:
+_ONE_THREAD_PIXELS = 1 << 20
+"""Pixels of a frame up to which H.264 is encoded by the calling thread, which is several times as fast as drawing."""
+
+
+def _encoder_options(codec: str, crf: int, shape: tuple[int, ...]) -> dict[str, str]:
     if codec == "libx264":
-        return {"crf": str(crf), "preset": "veryfast"}
+        # "veryfast" with a simpler motion search, for blocks of 8 px and more: the same bit rate within 2 % and 0.1 dB
+        # less. Threads that wait for each other cost a tenth more, and with them the bits are not always the same.
+        options = {"crf": str(crf), "preset": "veryfast", "x264-params": "me=dia:partitions=p8x8,i4x4,i8x8"}
+        return options | ({"threads": "1"} if shape[0] * shape[1] <= _ONE_THREAD_PIXELS else {})
     # Without a bit rate of zero crf would only be an upper limit. "realtime" at speed 6 takes about as long as H.264.
     return {
         "crf": str(min(63, crf + _VP9_CRF)), "b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "1",

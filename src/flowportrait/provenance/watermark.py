@@ -121,8 +121,9 @@ class Watermark:
             return np.dstack([self(np.ascontiguousarray(frame[..., :3])), frame[..., 3]])
         strength = self._strength(frame)
         for change, wave in ((cv2.add, self._brighter), (cv2.subtract, self._darker)):
-            step = cv2.multiply(wave, strength, scale=1 / _STEPS**2)
-            frame = change(frame, cv2.merge([step, step, step]))
+            step = cv2.cvtColor(cv2.multiply(wave, strength, scale=1 / _STEPS**2), cv2.COLOR_GRAY2RGB)
+            # Into memory that is already there: fresh memory for a picture costs more than the sum.
+            frame = change(frame, step, dst=step)
         return frame
 
     def _strength(self, frame: np.ndarray) -> np.ndarray:

@@ -181,7 +181,7 @@ def test_a_request_is_run_as_it_is_written(pipe: fp.AnimatePipeline) -> None:
 
 
 def test_keyword_arguments_of_the_pipeline_are_the_settings_of_a_request() -> None:
-    inputs = {"image", "video", "speakers", "audio", "text", "voice", "checkpoint", "loop", "turns"}
+    inputs = {"image", "video", "drive", "speakers", "audio", "text", "voice", "checkpoint", "loop", "turns"}
     types = get_type_hints(fp.AnimateRequest)
     settings = {field.name: types[field.name] for field in fields(fp.AnimateRequest) if field.name not in inputs}
     assert get_type_hints(AnimateSettings) == settings

@@ -55,6 +55,8 @@ class AnimateOptions:
     """Existing footage to dub: only its lips change; several, or a folder."""
     speaker: Annotated[Repeated, _source, conf.arg(metavar="N=PHOTO,AUDIO")] = ()
     """Two people who talk: 1=…  and 2=…, side by side, or two faces of one photo, the left one first."""
+    drive: OptionalPath = None
+    """With --image: a clip whose expression and head the photo copies, with the clip's sound or that of --audio."""
     audio: Annotated[Files, _sound] = ()
     """Speech (any audio or video file); several, or a folder."""
     text: Annotated[OptionalText, _sound] = None
@@ -124,8 +126,9 @@ def request_of(options: AnimateOptions) -> AnimateRequest:
     """
     image, video, audio = (paths[0] if paths else None for paths in (options.image, options.video, options.audio))
     return AnimateRequest(
-        image=image, video=video, speakers=tuple(SpeakerTurn.parse(text) for text in options.speaker),
-        audio=audio, text=options.text, voice=options.voice, checkpoint=options.checkpoint, seed=options.seed,
+        image=image, video=video, drive=options.drive, audio=audio,
+        speakers=tuple(SpeakerTurn.parse(text) for text in options.speaker),
+        text=options.text, voice=options.voice, checkpoint=options.checkpoint, seed=options.seed,
         intensity=options.intensity, denoise=options.denoise, size=options.size, crop=options.crop,
         background=options.background, face=options.face, blink=options.blink, head_motion=options.head_motion,
         expression_scale=options.expression_scale, gaze=parse_gaze(options.gaze),
@@ -184,7 +187,8 @@ def run(options: AnimateOptions) -> dict[str, Any]:
 
 
 def _check_sound(options: AnimateOptions) -> None:
-    if not options.audio and options.text is None and not options.stream and not options.speaker:
+    sources = (options.audio, options.text is not None, options.stream, options.speaker, options.drive)
+    if not any(sources):
         raise BadInput("There is nothing to say: give --audio FILE, --text TEXT, or --stream with sound coming in.")
     if options.audio and options.stream:
         raise BadInput("--stream reads sound from standard input: leave out --audio, or leave out --stream.")
@@ -264,7 +268,8 @@ def _saver(options: AnimateOptions) -> Save:
         for note in video.notes[len(inputs.notes) :]:
             log(note)
         result = _summary(request, output, count, time.monotonic() - began, video.frame_rate)
-        return result if video.undubbed_frames is None else result | {"undubbed_frames": video.undubbed_frames}
+        counts = {"undubbed_frames": video.undubbed_frames, "frames_without_face": video.frames_without_face}
+        return result | {name: count for name, count in counts.items() if count is not None}
 
     return save
 

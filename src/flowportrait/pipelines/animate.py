@@ -6,6 +6,7 @@ request ─► inputs ─► motion            ─► frames                    
 pipe = AnimatePipeline.from_pretrained("rl")
 pipe("me.jpg", "me.wav").save("talking.mp4")                             # a photo
 pipe.dub("interview.mp4", "translated.wav").save("dubbed.mp4")           # a video
+pipe.drive("me.jpg", "actor.mp4").save("driven.mp4")                     # a photo with the motion of a video
 pipe.conversation(["anna.jpg", "ben.jpg"], ["anna.wav", "ben.wav"])      # two speakers
 pipe.stream("me.jpg", microphone).save("live.mp4")                       # speech that is still arriving
 pipe.run(AnimateRequest(image=Path("me.jpg"), text="Hello."))            # any of these, as data
@@ -26,7 +27,7 @@ from flowportrait.errors import BadInput
 from flowportrait.hub import UploadSettings
 from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, Sound
 from flowportrait.media.mel import frame_count, normalize_quiet_recording
-from flowportrait.media.portrait import Photo, Portrait
+from flowportrait.media.portrait import Portrait
 from flowportrait.media.stream import SoundBuffer
 from flowportrait.media.video import FPS
 from flowportrait.models.arflow import ARFlow, load_generator
@@ -39,6 +40,7 @@ from flowportrait.pipelines.conversation import (
     find_speaker_portraits,
     generate_conversation_motion,
 )
+from flowportrait.pipelines.driven import drive_portrait
 from flowportrait.pipelines.guidance import (
     MotionCandidate,
     best_candidate,
@@ -52,12 +54,12 @@ from flowportrait.pipelines.inputs import (
     AudioInput,
     ImageInput,
     NoProgressDisplay,
+    PortraitCache,
     ProgressDisplay,
     check_duration,
-    image_display_name,
     read_conversation_inputs,
+    read_driver_inputs,
     read_inputs,
-    read_photo,
     read_speech,
     synthesize_speech,
 )
@@ -93,8 +95,7 @@ class AnimatePipeline:
         """
         self.generator, self.enhancer = generator, enhancer
         self.name, self.display = name, display or NoProgressDisplay()
-        self.dtype = torch.float32
-        self._cached_portrait: tuple[Photo, tuple[int | None, int | None], Portrait] | None = None
+        self.dtype, self._portraits = torch.float32, PortraitCache(self.display)
 
     @classmethod
     def from_pretrained(
@@ -161,7 +162,7 @@ class AnimatePipeline:
         inputs = AnimateInputs(*read_speech(audio, text, voice))
         if not request.motion_in:
             check_duration(inputs.speech)
-        return self._animate(self._portrait(image, request), inputs, request)
+        return self._animate(self._portraits.find(image, request), inputs, request)
 
     def dub(
         self,
@@ -198,6 +199,29 @@ class AnimatePipeline:
         sound, speech = read_speech(audio, text, voice)
         name = str(audio) if isinstance(audio, (str, Path)) else "the speech"
         return self._dub(AnimateInputs(sound, speech, video=Path(video), sound_name=name), request)
+
+    def drive(
+        self,
+        image: ImageInput | Portrait,
+        clip: str | Path,
+        audio: AudioInput | None = None,
+        **settings: Unpack[AnimateSettings],
+    ) -> AnimatePipelineOutput:
+        """Move a portrait with the expression and the head of a person in a clip, at the clip's own frame rate.
+
+        Args:
+            image: photo, painting or drawing, as in ``__call__``.
+            clip: video of the person.
+            audio: sound that replaces that of the clip.
+            **settings: see ``AnimateRequest``.
+
+        Raises:
+            BadInput: an input or a setting cannot be used, or the clip shows no face.
+        """
+        request = AnimateRequest(drive=Path(clip), **settings)
+        request.check()
+        inputs, portrait = read_driver_inputs(Path(clip), audio), self._portraits.find(image, request)
+        return drive_portrait(self.codec(portrait), Path(clip), inputs, request, self.display)
 
     def conversation(
         self,
@@ -255,7 +279,7 @@ class AnimatePipeline:
         """
         request = AnimateRequest(text=text, voice=voice, **settings)
         request.check()
-        return self.run_stream(request, chunks, self._portrait(image, request))
+        return self.run_stream(request, chunks, self._portraits.find(image, request))
 
     def run_stream(
         self,
@@ -279,7 +303,7 @@ class AnimatePipeline:
         if portrait is None:
             if request.image is None:
                 raise BadInput("There is nothing to animate: give --image.")
-            portrait = self._portrait(request.image, request)
+            portrait = self._portraits.find(request.image, request)
         if chunks is None:
             from flowportrait.speech.text_to_speech import prefetch
 
@@ -309,7 +333,9 @@ class AnimatePipeline:
             return self._converse(inputs, request)
         if not inputs.photos:
             raise BadInput("There is nothing to animate: give --image, --video or --speaker.")
-        portrait = self._portrait(inputs.photos[0], request, inputs.photo_names[0])
+        portrait = self._portraits.find(inputs.photos[0], request, inputs.photo_names[0])
+        if inputs.drive is not None:
+            return drive_portrait(self.codec(portrait), inputs.drive, inputs, request, self.display)
         return self._animate(portrait, inputs, request)
 
     def motion(
@@ -327,12 +353,7 @@ class AnimatePipeline:
 
         Args:
             audio: samples ``[N]`` at 16 kHz.
-            seed: random seed.
-            intensity: how expressive the motion is, from 0.6 to 1.6.
-            controls: scales of blinks, head motion and expression, and the gaze direction.
-            guidance: reward that influences every chunk; see ``build_guidance``.
-            portrait: the speaker, for a generator that uses vision.
-            denoise: remove noise before the generator hears the audio.
+            seed: random seed; like the other settings as in ``stream_motion``.
 
         Yields:
             Motion ``[≤ 4, 30]``, in total ``frame_count(audio)`` frames.
@@ -380,10 +401,8 @@ class AnimatePipeline:
         )  # fmt: skip
         controlled = controls or Controls()
         for piece in pieces:
-            for motion in session.push(piece):
-                yield controlled(motion)
-        for motion in session.finish():
-            yield controlled(motion)
+            yield from map(controlled, session.push(piece))
+        yield from map(controlled, session.finish())
 
     def codec(self, portrait: Portrait) -> MotionCodec:
         """Return the codec that draws a portrait from motion, with its networks on the pipeline's device."""
@@ -414,9 +433,9 @@ class AnimatePipeline:
         return DubbedVideo(footage, motion, count, progress, retouch_network(self.device, self.dtype))
 
     def _animate(self, portrait: Portrait, inputs: AnimateInputs, request: AnimateRequest) -> AnimatePipelineOutput:
-        controls, seed, count = request.controls(), request.seed, frame_count(inputs.speech)
+        controls, guidance = request.controls(), self._guidance(request)
+        seed, count = request.seed, frame_count(inputs.speech)
         candidates: tuple[MotionCandidate, ...] = ()
-        guidance = self._guidance(request)
 
         def generate(seed: int) -> Iterator[torch.Tensor]:
             return self.motion(
@@ -434,8 +453,7 @@ class AnimatePipeline:
             seed, motion = chosen.seed, MotionTrack(lambda: [chosen.motion])
         else:
             motion = MotionTrack(lambda: generate(seed))
-        codec = self.codec(portrait)
-        frames = LazyFrames.of_portrait(codec, motion, request.crop, count)
+        frames = LazyFrames.of_portrait(self.codec(portrait), motion, request.crop, count)
         return AnimatePipelineOutput(
             frames, inputs.sound, motion.tensor, seed, VideoOrigin("portrait"), candidates=candidates,
             notes=inputs.notes, display=self.display,
@@ -447,18 +465,16 @@ class AnimatePipeline:
             inputs.video, inputs.speech, seed=request.seed, face=request.face, loop=request.loop,
             denoise=request.denoise, progress=self.display.progress,
         )  # fmt: skip
-        notes = list(inputs.notes)
-        if summary := dubbed.summary():
-            notes.append(summary)
+        notes = [*inputs.notes, *filter(None, [dubbed.summary()])]
         if len(inputs.speech) > (len(dubbed) + 1) * SAMPLE_RATE / dubbed.fps:
             notes.append(
                 f"Warning: {inputs.sound_name} is longer than {inputs.video}; it was cut at the end of the video. "
                 "--loop repeats it."
             )
-        frames = LazyFrames(lambda: iter(dubbed), len(dubbed))
         return AnimatePipelineOutput(
-            frames, inputs.sound, lambda: torch.cat(list(dubbed.lips)), request.seed, VideoOrigin("footage"),
-            frame_rate=dubbed.fps, undubbed_frames=dubbed.undubbed_frames, notes=tuple(notes), display=self.display,
+            LazyFrames(lambda: iter(dubbed), len(dubbed)), inputs.sound, lambda: torch.cat(list(dubbed.lips)),
+            request.seed, VideoOrigin("footage"), frame_rate=dubbed.fps, undubbed_frames=dubbed.undubbed_frames,
+            notes=tuple(notes), display=self.display,
         )  # fmt: skip
 
     def _converse(self, inputs: AnimateInputs, request: AnimateRequest) -> AnimatePipelineOutput:
@@ -478,22 +494,6 @@ class AnimatePipeline:
             LazyFrames(lambda: draw(codecs, motions), len(motions[0])), inputs.sound, lambda: torch.stack(motions),
             request.seed, VideoOrigin("portrait"), notes=inputs.notes, display=self.display,
         )  # fmt: skip
-
-    def _portrait(self, image: ImageInput | Portrait, request: AnimateRequest, name: str | None = None) -> Portrait:
-        """Return the face in a photo; the latest one is cached, since batches use one photo several times in a row."""
-        if isinstance(image, Portrait):
-            return image
-        photo, size = read_photo(image, request.background), request.size or (512 if request.crop else None)
-        if self._cached_portrait is not None:
-            cached_photo, cached_settings, portrait = self._cached_portrait
-            shapes = {one.video_pixels.shape for one in (cached_photo, photo)}
-            same = len(shapes) == 1 and np.array_equal(cached_photo.pixels, photo.pixels)
-            if same and cached_settings == (size, request.face):
-                return portrait
-        with self.display.waiting("looking for the face"):
-            portrait = Portrait.from_image(photo, size, name or image_display_name(image), request.face)
-        self._cached_portrait = (photo, (size, request.face), portrait)
-        return portrait
 
     def _guidance(self, request: AnimateRequest) -> RewardSteering | None:
         candidates = request.best_of if request.prune else 1

@@ -11,17 +11,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
 from flowportrait.errors import BadInput
-from flowportrait.media.audio import SAMPLE_RATE, Sound, read_audio, read_sound
+from flowportrait.media.audio import SAMPLE_RATE, Sound, has_audio, read_audio, read_sound
+from flowportrait.media.containers import check_is_file
 from flowportrait.media.image import WHITE_BACKGROUND, pillow_to_rgb, read_image
 from flowportrait.media.mel import QUIET_RMS
-from flowportrait.media.portrait import Photo
+from flowportrait.media.portrait import Photo, Portrait
 from flowportrait.media.stream import concatenate_sounds, resample_to_speech
 from flowportrait.models.speech_stream import closed_lips_share
 from flowportrait.pipelines.request import AnimateRequest, parse_colour
@@ -73,6 +74,7 @@ class AnimateInputs:
         photos: one photo to animate; two in a conversation (the same object twice for two faces of one photo).
         photo_names: names of the photos in messages.
         video: footage to dub instead of a photo.
+        drive: clip with the person who moves the photo; then there is no speech.
         sound_name: name of the speech in messages.
         notes: sentences that the user should read.
     """
@@ -82,6 +84,7 @@ class AnimateInputs:
     photos: tuple[Photo, ...] = ()
     photo_names: tuple[str, ...] = ()
     video: Path | None = None
+    drive: Path | None = None
     sound_name: str = "the speech"
     notes: tuple[str, ...] = ()
 
@@ -97,16 +100,21 @@ def read_inputs(request: AnimateRequest, display: ProgressDisplay | None = None)
         images = [next(turn.image for turn in request.speakers if turn.speaker == speaker) for speaker in (0, 1)]
         turns = [(turn.speaker, turn.audio) for turn in request.speakers]
         return read_conversation_inputs(images, turns, request.turns, request.background, display)
+    if request.drive:
+        photos = (read_photo(request.image, request.background),) if request.image else ()
+        with display.waiting("reading the sound"):
+            inputs = read_driver_inputs(request.drive, request.audio)
+        return replace(inputs, photos=photos, photo_names=(str(request.image),))
     with display.waiting("reading the speech"):
         sound, speech = read_speech(request.audio, request.text, request.voice)
-    photos = (read_photo(request.image, request.background),) if request.image else ()
     name = str(request.audio or "the spoken text")
     notes: tuple[str, ...] = ()
     if not request.motion_in:
         check_duration(speech)
         note = describe_quiet_speech(speech, name)
         notes = (note,) if note else ()
-    return AnimateInputs(sound, speech, photos, (str(request.image),), request.video, name, notes)
+    photos = (read_photo(request.image, request.background),) if request.image else ()
+    return AnimateInputs(sound, speech, photos, (str(request.image),), request.video, sound_name=name, notes=notes)
 
 
 def read_conversation_inputs(
@@ -180,6 +188,22 @@ def read_speech(
     return sound, np.concatenate(list(resample_to_speech([sound])))
 
 
+def read_driver_inputs(clip: Path, audio: AudioInput | None) -> AnimateInputs:
+    """Return the inputs of a video that a clip drives, but for the photo: the sound is ``audio``, or else the clip's.
+
+    Raises:
+        BadInput: the audio cannot be read, or the clip does not exist.
+    """
+    check_is_file(clip, "video")
+    nothing = np.zeros(0, np.float32)
+    if audio is not None:
+        return AnimateInputs(read_speech(audio)[0], nothing, drive=clip)
+    if has_audio(clip):
+        return AnimateInputs(clip, nothing, drive=clip)
+    notes = (f"Note: {clip} has no sound, so the video is silent: --audio adds some.",)
+    return AnimateInputs(nothing, nothing, drive=clip, notes=notes)
+
+
 def synthesize_speech(text: str | Iterable[str], voice: str | None = None) -> Iterator[Sound]:
     """Yield the speech of a text sentence by sentence, at the voice's own sample rate.
 
@@ -221,6 +245,39 @@ def describe_quiet_speech(speech: np.ndarray, name: str) -> str | None:
     decibels = 20 * np.log10(max(rms, 1e-9))
     return (f"Note: {name} is quiet, {-decibels:.0f} dB below full scale: it is raised for the lips; the video plays "
             "the recording unchanged.")  # fmt: skip
+
+
+class PortraitCache:
+    """Finds the face in a photo, and remembers the latest one: batches use one photo several times in a row."""
+
+    def __init__(self, display: ProgressDisplay) -> None:
+        self._display = display
+        self._latest: tuple[Photo, tuple[int | None, int | None], Portrait] | None = None
+
+    def find(self, image: ImageInput | Portrait, request: AnimateRequest, name: str | None = None) -> Portrait:
+        """Return the face in a photo that a request is about.
+
+        Args:
+            image: the photo; a ``Portrait`` is returned as it is.
+            request: with the background, the size and the number of the face.
+            name: name of the photo in messages.
+
+        Raises:
+            BadInput: the photo cannot be read, or its face cannot be used.
+        """
+        if isinstance(image, Portrait):
+            return image
+        photo, size = read_photo(image, request.background), request.size or (512 if request.crop else None)
+        if self._latest is not None:
+            latest_photo, latest_settings, portrait = self._latest
+            shapes = {one.video_pixels.shape for one in (latest_photo, photo)}
+            same = len(shapes) == 1 and np.array_equal(latest_photo.pixels, photo.pixels)
+            if same and latest_settings == (size, request.face):
+                return portrait
+        with self._display.waiting("looking for the face"):
+            portrait = Portrait.from_image(photo, size, name or image_display_name(image), request.face)
+        self._latest = (photo, (size, request.face), portrait)
+        return portrait
 
 
 def image_display_name(image: ImageInput) -> str:

@@ -117,6 +117,7 @@ class AnimatePipelineOutput:
         seed: random seed of the motion.
         candidates: all candidates of ``best_of`` with their scores; empty without it.
         undubbed_frames: number of frames of a dubbed video that keep their own lips; None for other videos.
+        frames_without_face: number of frames without a face in the clip that drives the photo; None for other videos.
         notes: sentences that the user should read.
     """
 
@@ -131,11 +132,13 @@ class AnimatePipelineOutput:
         frame_rate: Fraction = Fraction(FPS),
         candidates: tuple[MotionCandidate, ...] = (),
         undubbed_frames: int | None = None,
+        frames_without_face: int | None = None,
         notes: tuple[str, ...] = (),
         display: ProgressDisplay | None = None,
     ) -> None:
         self.frames, self.frame_rate, self.seed = frames, frame_rate, seed
         self.candidates, self.undubbed_frames, self.notes = candidates, undubbed_frames, notes
+        self.frames_without_face = frames_without_face
         self._sound, self._motion, self._origin, self._display = sound, motion, origin, display or NoProgressDisplay()
 
     @property

@@ -65,6 +65,8 @@ class AnimateRequest:
     """Footage to dub instead of a portrait: only its lips change."""
     speakers: tuple[SpeakerTurn, ...] = ()
     """Two speakers instead of one portrait: shown side by side, or as two faces of one photo."""
+    drive: Path | None = None
+    """Clip with a person whose expression and head move the photo; ``audio`` then replaces the clip's sound."""
     audio: Path | None = None
     """Speech: any audio or video file."""
     text: str | None = None
@@ -148,6 +150,8 @@ class AnimateRequest:
             )
         if self.background:
             parse_colour(self.background)
+        if self.drive:
+            self._check_drive()
         if self.emotion:
             from flowportrait.rendering.emotion import check_emotion
 
@@ -178,12 +182,18 @@ class AnimateRequest:
         """
         if self.best_of > 1 and not self.prune:
             raise BadInput("--stream cannot compare whole candidates: add --prune to choose chunk by chunk.")
-        for name in ("video", "motion_in"):
+        for name in ("video", "motion_in", "drive"):
             if getattr(self, name):
                 flag = f"--{name.replace('_', '-')}"
                 raise BadInput(
                     f"--stream does not go with {flag}: give --image, and --text or sound on standard input."
                 )
+
+    def _check_drive(self) -> None:
+        changed = [name for name in _NOT_DRIVEN if getattr(self, name) != _DEFAULTS[name] and getattr(self, name)]
+        if changed:
+            flag = "--speaker" if changed[0] == "speakers" else f"--{changed[0].replace('_', '-')}"
+            raise BadInput(f"--drive takes all motion from the clip: leave out {flag}, and give one --image.")
 
     def _check_speakers(self) -> None:
         for name in ("audio", "text", "face", "motion_in"):
@@ -229,6 +239,8 @@ _DEFAULTS: dict[str, Any] = {
     setting.name: getattr(AnimateRequest(), setting.name) for setting in fields(AnimateRequest)
 }
 _MOTION_SETTINGS = ("intensity", "blink", "head_motion", "expression_scale", "gaze", "emotion", "motion_in")
+_NOT_DRIVEN = ("text", "voice", "video", "speakers", "motion_in", "guide", "best_of", "intensity", "loop", "turns")
+"""Inputs and settings that do not go with a clip that drives the photo."""
 _FRAMING_SETTINGS = ("crop", "size", "background")
 
 

@@ -194,19 +194,23 @@ def _certificate(
 
 IPTC_ADDRESS = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 """Address of the IPTC's digital source types."""
-IPTC_SOURCE_TYPE = {"portrait": "trainedAlgorithmicMedia", "footage": "compositeWithTrainedAlgorithmicMedia"}
+IPTC_SOURCE_TYPE = {
+    "portrait": "trainedAlgorithmicMedia", "driven": "trainedAlgorithmicMedia",
+    "footage": "compositeWithTrainedAlgorithmicMedia",
+}  # fmt: skip
 """IPTC digital source type of an animated portrait and of dubbed footage."""
 DISCLOSURE_SENTENCE = {
     "portrait": "Synthetic video: a still portrait animated by AI to match speech.",
+    "driven": "Synthetic video: a still portrait animated by AI with the movements of a person in another video.",
     "footage": "Synthetic video: the lips in this footage were redrawn by AI to match other speech.",
 }
 
 
 @dataclass(frozen=True)
 class VideoOrigin:
-    """How a video was made: an animated portrait, or dubbed footage."""
+    """How a video was made: a portrait animated to speech or driven by a person, or dubbed footage."""
 
-    source_kind: Literal["portrait", "footage"]
+    source_kind: Literal["portrait", "driven", "footage"]
 
     @property
     def sentence(self) -> str:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from flowportrait.rl.loop import Callback
     from flowportrait.rl.post_trainer import PostTrainer
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = [
     "AnimatePipeline",
     "AnimatePipelineOutput",

@@ -38,7 +38,7 @@ class Command(NamedTuple):
 
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "make videos": ("animate", "studio", "demo", "verify"),
+    "make videos": ("animate", "studio", "serve", "demo", "verify"),
     "data and training": ("prepare", "pretrain", "posttrain", "doctor", "preferences"),
     "judge and measure": ("evaluate", "judge"),
     "other": ("export",),
@@ -48,6 +48,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 COMMANDS: dict[str, Command] = {
     "animate": Command("animate:run", "make a talking video from a photo, or dub a video"),
     "studio": Command("studio:run", "make, compare and train talking portraits in a browser"),
+    "serve": Command("serve:run", "serve a live avatar that idles, listens and speaks"),
     "demo": Command("demo:run", "animate, post-train and evaluate in ten minutes, with a report"),
     "verify": Command("verify:run", "say whether videos were made with FlowPortrait, and who signed them"),
     "prepare": Command("prepare:run", "prepare a training corpus from videos, or report on one"),

@@ -77,6 +77,9 @@ class RequestGuard:
         content_types: path prefix to media types that a body sent there may have; the first matching prefix counts.
         key: a bearer token that every request must carry; None for none.
         headers: response headers that are added to every response which does not set them itself.
+        keyless_paths: paths that need no key, such as those of a page; one that ends in ``/`` stands for all below it.
+        origins: further origins, such as ``https://example.org``, whose pages may use this server.
+        websocket_paths: paths that accept WebSockets; all others refuse them.
     """
 
     def __init__(
@@ -88,8 +91,13 @@ class RequestGuard:
         content_types: Mapping[str, Collection[str]],
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        keyless_paths: Collection[str] = (),
+        origins: Collection[str] = (),
+        websocket_paths: Collection[str] = (),
     ) -> None:
         self._app, self._key, self._largest = app, key, largest_body
+        self._keyless, self._websockets = frozenset(keyless_paths), frozenset(websocket_paths)
+        self._origins = frozenset(origin.lower() for origin in origins)
         self._hosts = frozenset(host.lower().strip("[]") for host in hosts)
         self._types = dict(content_types)
         added = {
@@ -102,14 +110,22 @@ class RequestGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer with the reason why it is refused."""
         if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
+            # Browsers let every page open a WebSocket to any site: these checks of the head are all there is.
+            if scope["path"] not in self._websockets or self._refusal(scope) is not None:
+                await send({"type": "websocket.close", "code": 1008})
+            else:
+                await self._app(scope, receive, send)
             return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        send = self._sending_to_origin(scope, send)
         refusal = self._refusal(scope)
         if refusal is not None:
             await self._answer(send, *refusal)
+        elif self._is_preflight(scope):
+            await send({"type": "http.response.start", "status": 204, "headers": [(b"access-control-max-age", b"600")]})
+            await send({"type": "http.response.body", "body": b""})
         else:
             await self._pass_on(scope, receive, send)
 
@@ -125,16 +141,17 @@ class RequestGuard:
         if host is None or not self._is_known_host(host[1].strip("[]"), scope.get("server")):
             name = values.get("host", "")[:80]
             return 400, f"This server does not go by the name {name!r}: start it with that name as a public name."
-        if not self._is_same_site(values, values["host"].lower(), scope["method"]):
+        method = scope.get("method", "GET")
+        if not self._is_same_site(values, values["host"].lower(), method):
             return 403, "Pages of other sites may not use this server."
-        if self._key is not None:
-            sent = values.get("authorization", "").encode("latin-1")
-            if not hmac.compare_digest(sent, f"Bearer {self._key}".encode()):
-                return 401, "This server asks for its key as a bearer token."
+        # Browsers send no key with the question whether they may send one.
+        needs_key = not (self._is_keyless(scope["path"]) or self._is_preflight(scope))
+        if self._key is not None and needs_key and not has_bearer_key(values.get("authorization", ""), self._key):
+            return 401, "This server asks for its key as a bearer token."
         length = values.get("content-length", "")
         if length and (not length.isdigit() or len(length) > 15 or int(length) > self._largest):
             return 413, self._too_large()
-        if scope["method"] not in _SAFE_METHODS:
+        if method not in _SAFE_METHODS:
             accepted_types = next(
                 (types for prefix, types in self._types.items() if scope["path"].startswith(prefix)), ()
             )
@@ -158,6 +175,8 @@ class RequestGuard:
         all.
         """
         site = headers.get("sec-fetch-site", "").lower()
+        if headers.get("origin", "").lower() in self._origins:
+            return True
         if site not in ("", "none", "same-origin"):
             # A link from another site may be followed; every other request of a foreign page is refused.
             follows_link = method == "GET" and headers.get("sec-fetch-mode", "").lower() == "navigate"
@@ -176,6 +195,41 @@ class RequestGuard:
             return False
         # Behind a proxy the Host may be the server's own name while the page was opened under the public one.
         return address.netloc == host or (hostname in self._hosts and hostname not in LOOPBACK)
+
+    def _is_keyless(self, path: str) -> bool:
+        folder = path[: path.rfind("/") + 1]
+        return path in self._keyless or (folder != "/" and folder in self._keyless)
+
+    def _is_preflight(self, scope: Scope) -> bool:
+        """Return whether a browser asks if a page of an allowed origin may send a request (CORS)."""
+        names = {name for name, _ in scope["headers"]}
+        asks = scope.get("method") == "OPTIONS" and b"access-control-request-method" in names
+        return asks and self._allowed_origin(scope) is not None
+
+    def _allowed_origin(self, scope: Scope) -> bytes | None:
+        origin = next((value for name, value in scope["headers"] if name == b"origin"), b"")
+        return origin if origin.decode("latin-1").lower() in self._origins else None
+
+    def _sending_to_origin(self, scope: Scope, send: Send) -> Send:
+        """Return a ``send`` that lets a page of an allowed origin read the response."""
+        origin = self._allowed_origin(scope)
+        if origin is None:
+            return send
+        cors_headers = [
+            (b"access-control-allow-origin", origin), (b"vary", b"origin"),
+            (b"access-control-allow-methods", b"GET, POST, PUT, DELETE"),
+            (b"access-control-allow-headers", b"authorization, content-type"),
+            (b"access-control-expose-headers", b"location, retry-after"),
+            (b"cross-origin-resource-policy", b"cross-origin"),
+        ]  # fmt: skip
+
+        async def send_with_origin(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                own = [pair for pair in message.get("headers", ()) if pair[0] != b"cross-origin-resource-policy"]
+                message = {**message, "headers": [*own, *cors_headers]}
+            await send(message)
+
+        return send_with_origin
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         loop = asyncio.get_running_loop()
@@ -253,7 +307,12 @@ class RequestGuard:
         return f"The body of the request is larger than {self._largest / 2**20:.3g} MiB."
 
 
-# --- Names, sockets and certificates ----------------------------------------------------
+# --- Keys, names, sockets and certificates ----------------------------------------------
+
+
+def has_bearer_key(authorization: str, key: str) -> bool:
+    """Return whether a header ``Authorization`` carries this key, in a time that tells nothing about it."""
+    return hmac.compare_digest(authorization.encode("latin-1", "replace"), f"Bearer {key}".encode())
 
 
 def strip_paths(sentence: str, *folders: Path) -> str:
@@ -345,6 +404,7 @@ def make_server(
     ready: Callable[[], None] = lambda: None,
     certificate: Path | None = None,
     private_key: Path | None = None,
+    ending: Callable[[], Awaitable[None]] | None = None,
     **options: Any,
 ) -> uvicorn.Server:
     """Return a uvicorn server with the limits of this module; ``.run(sockets=[listener])`` serves until Ctrl-C.
@@ -354,6 +414,7 @@ def make_server(
         ready: called once connections are accepted.
         certificate: a PEM file, for https.
         private_key: its key, a PEM file.
+        ending: awaited before connections are closed, so that clients can be told.
         **options: further settings of uvicorn. Only warnings and errors are logged by default.
     """
     import uvicorn
@@ -362,6 +423,11 @@ def make_server(
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             ready()
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            if ending is not None:
+                await ending()
+            await super().shutdown(sockets)
 
     settings: dict[str, Any] = {
         "http": _timed_protocol(), "ws": "none", "limit_concurrency": MAX_CONNECTIONS, "log_level": "warning",
@@ -379,6 +445,7 @@ def _timed_protocol() -> Any:
         def __init__(self, *sent: Any, **named: Any) -> None:
             super().__init__(*sent, **named)
             self._head_timer: asyncio.TimerHandle | None = None
+            self._is_upgraded = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -391,7 +458,7 @@ def _timed_protocol() -> Any:
             super().data_received(data)
             if self.cycle is not None and not self.cycle.response_complete:
                 self._cancel_head_timer()
-            elif self._head_timer is None and not self.transport.is_closing():
+            elif self._head_timer is None and not self.transport.is_closing() and not self._is_upgraded:
                 self._await_head()
 
         def on_response_complete(self) -> None:
@@ -399,6 +466,12 @@ def _timed_protocol() -> Any:
             # A next request that has already begun must be completed in time as well.
             if self.cycle is None or self.cycle.response_complete:
                 self._cancel_head_timer()
+
+        def handle_websocket_upgrade(self, event: Any) -> None:
+            # The connection is another protocol's from here on, and this one sees no more of it.
+            self._is_upgraded = True
+            self._cancel_head_timer()
+            super().handle_websocket_upgrade(event)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._cancel_head_timer()

@@ -266,7 +266,9 @@ def test_quiet_speech_is_said_to_be_raised(
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.03])
-def test_portions_change_nothing_but_the_order_of_sums(animator: Animator, monkeypatch: pytest.MonkeyPatch, noise: float) -> None:
+def test_portions_change_nothing_but_the_order_of_sums(
+    animator: Animator, monkeypatch: pytest.MonkeyPatch, noise: float
+) -> None:
     speech = babble(26.03) + noise * np.random.default_rng(0).normal(size=round(26.03 * RATE)).astype(np.float32)
 
     def performed() -> torch.Tensor:

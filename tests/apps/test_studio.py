@@ -33,8 +33,9 @@ from flowportrait.studio.draw import iterate_speech, load_pipeline
 from flowportrait.studio.job import RenderJob
 from flowportrait.studio.portrait import find_portrait
 from flowportrait.studio.render_queue import RenderQueue
-from flowportrait.studio.storage import StudioLimits, delete_old_files
+from flowportrait.studio.storage import StudioLimits
 from flowportrait.studio.training import Training
+from flowportrait.uploads import delete_old_files
 from tests.pipelines.test_animator import babble
 
 

@@ -21,12 +21,12 @@ from flowportrait.media.audio import read_sound
 from flowportrait.media.write_video import write_video
 from flowportrait.pipelines.request import AnimateRequest, SpeakerTurn
 from flowportrait.provenance.manifest import read_signature
-from flowportrait.studio import form
+from flowportrait.speech import offered_voices
 from flowportrait.studio.form import VideoForm, check_offered_voice, installed_voices, page_choices, page_sentence
 from flowportrait.studio.job import JobProgress, JobStopped, RenderJob
 from flowportrait.studio.render_queue import RenderQueue
 from flowportrait.studio.server import Studio, studio_app
-from flowportrait.studio.storage import EXAMPLES, StudioLimits, Uploads
+from flowportrait.studio.storage import EXAMPLES, StudioLimits, open_uploads
 from flowportrait.web_server import bind_listener, make_server
 from tests.apps.test_http_abuse import answer
 from tests.apps.test_studio import photo, speech
@@ -107,7 +107,7 @@ def test_a_page_cannot_name_modules_to_import() -> None:
 
 
 def test_without_voices_the_page_says_how_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(form, "find_spec", lambda name: None)
+    monkeypatch.setattr(offered_voices, "find_spec", lambda name: None)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     choices = page_choices(StudioLimits())
     assert choices["voices"] == {}
@@ -151,7 +151,7 @@ def test_an_upload_is_looked_at_at_once(served: tuple[Studio, httpx2.Client], tm
 
 
 def test_files_are_named_by_id_alone(served: tuple[Studio, httpx2.Client], tmp_path: Path) -> None:
-    uploads = Uploads(tmp_path)
+    uploads = open_uploads(tmp_path)
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "key").write_text("x")
     for token in ("secret", "..", "/etc/passwd", "0" * 32, ""):

@@ -14,7 +14,7 @@ import pytest
 
 import flowportrait
 from flowportrait.errors import BadInput
-from flowportrait.live import LiveAvatar
+from flowportrait.live import LiveAvatar, LivePortrait
 from flowportrait.live.session import REST_FRAMES, LiveSession
 from flowportrait.media.audio import Sound, read_audio
 from flowportrait.media.portrait import Portrait
@@ -157,6 +157,76 @@ def test_a_text_is_spoken_sentence_by_sentence(avatar: LiveAvatar, monkeypatch: 
     assert asyncio.run(talk()) > 15
 
 
+def test_a_second_avatar_of_a_prepared_portrait_opens_at_once(pipeline: AnimatePipeline, portrait: Portrait) -> None:
+    began = time.monotonic()
+    shared = LivePortrait(portrait, checkpoint=pipeline)
+    prepared = time.monotonic() - began
+    began = time.monotonic()
+    avatars = [LiveAvatar(shared, seed=seed) for seed in range(2)]
+    assert (time.monotonic() - began) / 2 < min(0.2, prepared / 3)
+    assert shared.size == 128
+
+    async def both() -> list[tuple[np.ndarray, float]]:
+        async def speak(avatar: LiveAvatar, sound: np.ndarray) -> tuple[np.ndarray, float]:
+            avatar.push(sound, 16_000)
+            avatar.finish()
+            pictures, loudest = [], 0.0
+            async for picture, played in avatar.frames():
+                pictures.append(picture)
+                loudest = max(loudest, float(np.abs(played).max()))
+                if len(pictures) == 45:
+                    await avatar.aclose()
+            return np.stack(pictures).astype(float), loudest
+
+        return await asyncio.gather(speak(avatars[0], VOICE[:24_000]), speak(avatars[1], np.zeros(24_000, np.float32)))
+
+    (loud, loudest), (quiet, quietest) = asyncio.run(both())
+    assert loudest > 0.1
+    assert quietest == 0
+    mouth = np.s_[:, 70:100, 45:85]
+    changes = [np.abs(np.diff(one[mouth], axis=0)).mean() for one in (loud, quiet)]
+    assert changes[0] > 1.5 * changes[1], "each one draws its own motion"
+
+
+def test_closing_never_waits_and_may_be_done_twice_from_any_thread(avatar: LiveAvatar) -> None:
+    async def close_while_drawing() -> tuple[float, int]:
+        count, taken = 0, 0.0
+        async for _ in avatar.frames():
+            count += 1
+            if count == 3:
+                began = time.monotonic()
+                avatar.close()
+                taken = time.monotonic() - began
+                await asyncio.gather(asyncio.to_thread(avatar.close), avatar.aclose(), avatar.aclose())
+        return taken, count
+
+    taken, count = asyncio.run(close_while_drawing())
+    assert taken < 0.005
+    assert count == 3
+    assert avatar._thread is not None
+    assert not avatar._thread.is_alive()
+
+
+def test_a_second_loop_at_the_same_time_is_refused_and_the_first_goes_on(avatar: LiveAvatar) -> None:
+    async def two_loops() -> tuple[int, int]:
+        async def count(frames: int) -> int:
+            seen = 0
+            async for _ in avatar.frames():
+                seen += 1
+                if seen == frames:
+                    break
+            return seen
+
+        first = asyncio.create_task(count(6))
+        await asyncio.sleep(0.1)
+        with pytest.raises(BadInput, match="Another loop"):
+            await count(1)
+        # A loop that was left makes room for the next one at once.
+        return await first, await count(2) + await count(2)
+
+    assert asyncio.run(two_loops()) == (6, 4)
+
+
 def test_a_closed_avatar_ends_its_frames_and_takes_nothing(avatar: LiveAvatar) -> None:
     shown = show(avatar, 10**6, lambda count: avatar.close() if count == 3 else None)
     assert len(shown) == 3
@@ -185,3 +255,32 @@ def test_naming_the_avatar_imports_nothing_heavy() -> None:
     code = "import sys, flowportrait.live; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     assert "LiveAvatar" not in flowportrait.__all__
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["avatar.close()", "pass"])
+def test_a_program_that_ends_while_an_avatar_draws_ends_cleanly(end: str) -> None:
+    code = f"""
+import asyncio, time
+from flowportrait.live import LiveAvatar
+from flowportrait.samples import SPEECH, portrait_path
+from flowportrait.media.audio import read_audio
+
+avatar = LiveAvatar(portrait_path("astronaut"), size=512)
+avatar.push(read_audio(SPEECH)[:48_000], 16_000)
+
+async def show():
+    shown = 0
+    async for _ in avatar.frames():
+        shown += 1
+        if shown == 20:
+            return
+
+asyncio.run(show())
+{end}
+print(time.time(), flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    ended_at = time.time()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ended_at - float(done.stdout) < 3

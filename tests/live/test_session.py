@@ -17,7 +17,6 @@ from flowportrait.live.session import (
     REST_FRAMES,
     LiveFrame,
     LiveSession,
-    PictureQueue,
 )
 from flowportrait.rendering.motion_basis import BLINK, HEAD, LOWER_FACE
 
@@ -271,6 +270,18 @@ def test_idle_motion_never_repeats() -> None:
     assert np.diff(blinks).min() >= 50
 
 
+def test_an_idle_face_breathes_at_a_human_rate_and_never_in_the_same_way() -> None:
+    motion = np.stack([frame.motion for frame in run(session(), 25 * 600)])
+    height = motion[:, HEAD.start + 4] - motion[:, HEAD.start + 4].mean()
+    power = np.abs(np.fft.rfft(height * np.hanning(len(height)))) ** 2
+    rate = np.fft.rfftfreq(len(height), 1 / 25)
+    breathing, beside = (power[(rate > low) & (rate < high)].mean() for low, high in ((0.19, 0.3), (0.35, 0.8)))
+    assert breathing > 20 * beside
+    assert np.ptp(height) < 4, "a few hundredths of an eye distance"
+    peak = power[(rate > 0.15) & (rate < 0.4)]
+    assert peak.max() < 0.3 * peak.sum(), "no single period"
+
+
 def test_the_seed_decides_and_sessions_do_not_disturb_each_other() -> None:
     alone = run(session(seed=3), 200)
     one, other = session(seed=3), session(seed=5)
@@ -298,35 +309,33 @@ def test_what_cannot_be_used_is_refused_in_a_sentence() -> None:
         session(rate=22_051)
 
 
-def frame(index: int) -> LiveFrame:
-    return LiveFrame(index, "idle", np.zeros(30, np.float32), np.full((1, 4), index, np.float32))
+def test_an_utterance_starts_sooner_where_its_sound_comes_faster_than_it_is_spoken() -> None:
+    begun = {}
+    for pieces_per_frame in (1, 3):
+        live = session()
+        frames = []
+        for start in range(0, 75, pieces_per_frame):
+            live.push(speech(0.04 * pieces_per_frame, 16_000), 16_000)
+            frames += run(live, 1)
+            if start + pieces_per_frame >= 75:
+                live.finish()
+        frames += run(live, 80)
+        spoken = "".join("s" if state == "speaking" else "." for state in states(frames))
+        begun[pieces_per_frame] = spoken.index("s")
+        assert spoken.strip(".") == "s" * 75, "and never runs out of motion"
+    assert begun == {1: 9, 3: 2}
 
 
-def test_a_late_picture_is_replaced_by_the_newest_and_sound_never_waits() -> None:
-    queue = PictureQueue(np.array([-1]), delay=2)
-    left = []
-    for index in range(30):
-        queue.add(frame(index))
-        if not 10 <= index < 15:  # the drawing thread is stuck for five frames
-            newest = queue.to_draw(index - 1)
-            assert newest is not None
-            queue.drawn(index, np.array([index]))
-        if (pair := queue.leave()) is not None:
-            left.append((pair[0].index, int(pair[0].sound[0, 0]), int(pair[1][0])))
-    assert [index for index, _, _ in left] == list(range(28))
-    assert all(sound == index for index, sound, _ in left)
-    assert [picture for _, _, picture in left] == [*range(10), 9, 9, 9, 9, 9, *range(15, 28)]
-    assert queue.late == 5
-
-
-def test_pictures_that_come_late_are_shown_as_soon_as_they_are_there() -> None:
-    queue = PictureQueue(np.array([-1]), delay=1)
-    shown = []
-    for index in range(20):
-        queue.add(frame(index))
-        if index >= 3:
-            queue.drawn(index - 3, np.array([index - 3]))  # always three frames late
-        if (pair := queue.leave()) is not None:
-            shown.append(int(pair[1][0]))
-    assert shown == [-1, -1, *range(17)]
-    assert queue.late == 19
+def test_the_next_chunk_is_needed_when_the_motion_before_it_runs_out() -> None:
+    live = session(clock=Clock())
+    live.push(speech(0.2), RATE)
+    assert live.motion_due is None, "the sound of a chunk is not there yet"
+    live.push(speech(0.8), RATE)
+    live.finish()
+    due = [live.motion_due]
+    while live.generate():
+        due.append(live.motion_due)
+    assert due == [live.next_time, live.next_time + 4 / 25, None]
+    run_without_generating = [live.tick() for _ in range(5)]
+    assert states(run_without_generating) == ["speaking"] * 5
+    assert live.motion_due == live.next_time + 3 / 25

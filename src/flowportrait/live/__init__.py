@@ -3,7 +3,8 @@
     pushed sound ─► session: motion and sound of every 1/25 s ─► avatar: pictures, on the clock
 
 ``session`` decides what the face does at every frame and knows no threads and no pictures; ``idle`` moves the face
-while nobody speaks; ``sound`` takes pushed samples of any rate; ``avatar`` draws and keeps the clock.
+while nobody speaks; ``sound`` takes pushed samples of any rate; ``pacing`` decides which picture is drawn next;
+``avatar`` draws and keeps the clock.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flowportrait.live.avatar import LiveAvatar
+    from flowportrait.live.avatar import LiveAvatar, LivePortrait
 
-__all__ = ["LiveAvatar"]
+__all__ = ["LiveAvatar", "LivePortrait"]
 
 
 def __getattr__(name: str) -> Any:
-    if name != "LiveAvatar":
+    if name not in __all__:
         raise AttributeError(f"module 'flowportrait.live' has no attribute {name!r}")
-    from flowportrait.live.avatar import LiveAvatar
+    from flowportrait.live import avatar
 
-    return LiveAvatar
+    return getattr(avatar, name)

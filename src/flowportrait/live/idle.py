@@ -1,6 +1,7 @@
 """How the face moves while it does not speak: a little, always differently, with closed lips.
 
     head, brows   filtered noise with time constants of 0.8 and 4 s, so that no movement ever repeats
+    breath        the head rises and falls a little, 14 times a minute on average, each breath of another length
     gaze          small jumps at random times
     lids          blinks at random times, 3.5 s apart on average and 2 s at least
     lips          at rest: zero motion of the lower face is this face with closed lips
@@ -10,6 +11,8 @@ A face that listens moves its head half as much, looks straight ahead, and blink
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -24,10 +27,18 @@ _TIME_CONSTANTS = np.array([[0.8], [4.0]])
 _HEAD_AND_BROWS = [*range(BROWS.start, BROWS.stop), *range(HEAD.start, HEAD.stop)]
 _AMPLITUDES = np.array([[0.06] * 4 + [0.12] * 6, [0.12] * 4 + [0.35] * 6])
 """Standard deviations of the quick and the slow part, for brows and head, in those of people who speak."""
+_SHIFT_DOWN = HEAD.start + 4
+"""The coefficient of the head's shift down."""
 _SECONDS_BETWEEN_GLANCES, _GLANCE = 2.0, 0.35
 """Mean time between jumps of the gaze, and their standard deviation in that of people who speak."""
 _SACCADE = 0.6
 """Share of the way to its new target that the gaze moves in a frame."""
+_BREATH_SECONDS = (3.4, 5.2)
+"""Shortest and longest duration of a breath at rest (12 to 18 a minute)."""
+_BREATH_RISE, _BREATH_PITCH = -0.2, -0.08
+"""Standard deviations by which the head is shifted (down is positive) and pitched at the top of a breath."""
+_INHALED = 0.4
+"""Share of a breath that is breathing in."""
 _ATTENTION_FRAMES = 9
 """Frames in which attention rises and falls."""
 
@@ -37,8 +48,8 @@ class IdleMotion:
 
     def __init__(self, seed: int = 0) -> None:
         # One generator for each part, so that a nod or an early blink does not change the other movements.
-        self._head_rng, self._gaze_rng, self._blink_rng, self._nod_rng = (
-            np.random.default_rng([seed % 2**32, part]) for part in range(4)
+        self._head_rng, self._gaze_rng, self._blink_rng, self._nod_rng, self._breath_rng = (
+            np.random.default_rng([seed % 2**32, part]) for part in range(5)
         )
         pole = np.exp(-1 / (FPS * _TIME_CONSTANTS))
         self._step = 1 - pole
@@ -49,6 +60,7 @@ class IdleMotion:
         self._second = np.zeros_like(_AMPLITUDES)
         self._gaze, self._gaze_target, self._next_glance = np.zeros(2), np.zeros(2), 0
         self._lids, self._nod = np.zeros(0), np.zeros(0)
+        self._breath, self._breath_step = 0.0, 1 / (FPS * _BREATH_SECONDS[1])
         self._frame, self._attention = 0, 0.0
         self._last_blink, self._next_blink = 0, self._blink_interval()
 
@@ -72,9 +84,21 @@ class IdleMotion:
         if len(self._nod):
             motion[HEAD.start] += self._nod[0]
             self._nod = self._nod[1:]
+        breath = self._breathe()
+        motion[HEAD.start] += _BREATH_PITCH * breath
+        motion[_SHIFT_DOWN] += _BREATH_RISE * breath
         motion[BLINK] = self._move_lids(pause)
         self._frame += 1
         return motion
+
+    def _breathe(self) -> float:
+        """Return how far the chest is raised at this frame, from 0 to 1."""
+        self._breath += self._breath_step
+        if self._breath >= 1:
+            self._breath -= 1
+            self._breath_step = 1 / (FPS * self._breath_rng.uniform(*_BREATH_SECONDS))
+        share = self._breath / _INHALED if self._breath < _INHALED else (1 - self._breath) / (1 - _INHALED)
+        return 0.5 - 0.5 * math.cos(math.pi * share)
 
     def _move_gaze(self) -> np.ndarray:
         if self._frame >= self._next_glance:

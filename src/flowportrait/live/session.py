@@ -1,12 +1,16 @@
 """A session that never ends: what the face does and says at every frame, as a state machine on a clock.
 
     push(speech) ─► utterance ─ generate() ─► its motion and sound ─┐
-    hear(other voice) ─────────► idle motion ───────────────────────┴─► tick(): motion and 40 ms of sound of frame n
+    hear(other voice) ─────────► idle motion ───────────────────────┼─► tick(): motion and 40 ms of sound of frame n
+    drive(motion of a webcam) ──────────────────────────────────────┘
     interrupt(), finish()
+
+Driven motion replaces idle motion. While the face speaks, the speech moves the lips and the driver everything else: the
+sound of speech leaves later than it came, with lips made for it, and those of the webcam would be ahead.
 
 Frame n has the time n / 25 s after the start, whatever happened before, so sound and picture cannot drift apart.
 ``tick`` is quick; the networks run in ``generate``, which another thread may call. The session draws no pictures:
-``PictureQueue`` pairs drawn pictures with the frames, and repeats the newest where one is late.
+``pacing.PictureQueue`` pairs drawn pictures with the frames, and repeats the newest where one is late.
 
 From one kind of motion to another the face moves within seven frames, the lips faster; after an interruption the lips
 are at rest after five frames (200 ms).
@@ -19,7 +23,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from threading import Lock
 from typing import Literal, Protocol
 
 import numpy as np
@@ -44,8 +47,12 @@ PATIENCE_FRAMES = 8
 """Frames without new sound after which an utterance is over, even if nobody said so."""
 
 _START_FRAMES = 10
-"""Frames of sound with which an utterance starts. A chunk needs seven; three more, so that sound that arrives as fast
-as it is spoken always suffices for the next chunk."""
+"""Frames of sound with which an utterance starts, if they arrive as fast as they are spoken. A chunk needs seven; its
+last frame waits for the next chunk, which needs eleven: a start before the ninth would run out of motion, and the
+tenth is for generating and for packets that come late."""
+_FAST_START_FRAMES, _LEAD_FRAMES = 7, 5
+"""Frames of sound with which an utterance starts if so many more have arrived than time has passed, as from a voice
+that is synthesized faster than it is spoken."""
 _READY_FRAMES = 8
 """Frames of motion that are generated in advance."""
 _FIRST_PIECE, _PIECE = 7 * SAMPLES_PER_FRAME, 4 * SAMPLES_PER_FRAME
@@ -91,8 +98,8 @@ class _Utterance:
         self.pushed = 0
         """Samples of speech so far, at 16 kHz."""
         self.finished = self.generated = self.started = False
-        self.waited = 0
-        """Frames since the last sound arrived."""
+        self.waited = self.age = 0
+        """Frames since the last sound arrived, and since the first one."""
 
     def push(self, samples: np.ndarray, rate: int) -> None:
         self._add(self._to_speech.push(samples, rate), self._to_played.push(samples, rate))
@@ -110,11 +117,10 @@ class _Utterance:
 
     def generate(self) -> bool:
         """Generate the next chunk if it is needed and possible; return whether anything was done."""
-        # Read first: everything that was pushed before the end is then in the queue.
-        finished = self.finished
-        if self.generated or len(self.motion) >= _READY_FRAMES:
+        if not self.can_generate:
             return False
-        piece = self._piece
+        # Read first: everything that was pushed before the end is then in the queue.
+        finished, piece = self.finished, self._piece
         if len(self.speech) >= piece or (finished and len(self.speech)):
             # Opened here and not with the first sound, because it runs a network.
             self._source = self._source or self._open_source()
@@ -128,6 +134,13 @@ class _Utterance:
         return True
 
     @property
+    def can_generate(self) -> bool:
+        """Whether the next chunk is needed, and its sound is there."""
+        if self.generated or len(self.motion) >= _READY_FRAMES:
+            return False
+        return self.finished or len(self.speech) >= self._piece
+
+    @property
     def _piece(self) -> int:
         return _PIECE if self._source else _FIRST_PIECE
 
@@ -136,13 +149,19 @@ class _Utterance:
             self.motion.extend(chunk.numpy())
 
     @property
+    def _has_enough(self) -> bool:
+        """Whether the sound so far suffices to start without running out of motion soon."""
+        frames = self.pushed / SAMPLES_PER_FRAME
+        fast = frames >= _FAST_START_FRAMES and frames - self.age >= _LEAD_FRAMES
+        return self.finished or frames >= _START_FRAMES or fast
+
+    @property
     def is_over(self) -> bool:
         return self.generated and not self.motion
 
     def next(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Return motion ``[30]`` and sound ``[n]`` of the next frame; None if they are not there yet."""
-        enough = self.finished or self.pushed >= _START_FRAMES * SAMPLES_PER_FRAME
-        self.started = self.started or (enough and bool(self.motion))
+        self.started = self.started or (self._has_enough and bool(self.motion))
         size = self._rate // FPS
         has_sound = len(self.played) >= size or self.finished
         if self.started and self.motion and has_sound:
@@ -160,6 +179,9 @@ class LiveSession:
     ``push``, ``hear``, ``interrupt``, ``finish`` and ``tick`` are called by one thread; ``generate`` by that one or by
     one other.
     """
+
+    _DRIVER = object()
+    """The source of driven motion, for crossfades."""
 
     def __init__(
         self,
@@ -192,8 +214,8 @@ class LiveSession:
         self._utterances: deque[_Utterance] = deque()
         self._opened = 0
         self._motion = np.zeros(MOTION_DIM, np.float32)
-        self._shown: _Utterance | None = None
-        self._faded, self._fade_start = FADE_FRAMES, self._motion
+        self._driven: np.ndarray | None = None
+        self._lips, self._rest = _Crossfade(LOWER_FACE), _Crossfade(slice(LOWER_FACE.stop, MOTION_DIM))
         self._interrupted_frames, self._tail = FADE_FRAMES, np.zeros(0, np.float32)
 
     # --- Input ---
@@ -232,6 +254,21 @@ class LiveSession:
         """
         self._other.push(self._to_heard.push(read_samples(samples, rate), rate))
 
+    def drive(self, motion: np.ndarray | None) -> None:
+        """Let somebody's motion move the face from the next frame on, instead of idle motion; speech keeps the lips.
+
+        Args:
+            motion: ``[30]``, given again for each frame; None eases back to idle.
+
+        Raises:
+            BadInput: the motion is of another shape, or not finite.
+        """
+        if motion is not None:
+            motion = np.asarray(motion, np.float32)
+            if motion.shape != (MOTION_DIM,) or not np.isfinite(motion).all():
+                raise BadInput(f"Motion of shape {motion.shape} cannot drive a face: give {MOTION_DIM} finite numbers.")
+        self._driven = motion
+
     def finish(self) -> None:
         """End the current utterance: what was pushed is spoken to its end."""
         if self._utterances:
@@ -247,6 +284,11 @@ class LiveSession:
         self._utterances.clear()
 
     # --- Output ---
+
+    @property
+    def is_driven(self) -> bool:
+        """Whether somebody's motion moves the face."""
+        return self._driven is not None
 
     @property
     def queued_seconds(self) -> float:
@@ -275,25 +317,47 @@ class LiveSession:
         """Run the networks for one chunk of speech, if one is needed; return whether anything was done."""
         return any(utterance.generate() for utterance in list(self._utterances))
 
+    @property
+    def motion_due(self) -> float | None:
+        """Time at which the next chunk of motion is needed; None if none can be generated now."""
+        reserve = 0
+        for utterance in list(self._utterances):
+            reserve += len(utterance.motion)
+            if utterance.can_generate:
+                return self.next_time + reserve / FPS
+        return None
+
     def tick(self) -> LiveFrame:
         """Return the next frame; the caller calls it once for each, when ``is_due``."""
         listening, pause = self._other.next()
         while self._utterances and self._utterances[0].is_over:
             self._utterances.popleft()
         spoken = self._utterances[0].next() if self._utterances else None
-        target = self._idle.next(listening, pause) if spoken is None else self._idle_behind_speech(spoken[0])
+        for utterance in self._utterances:
+            utterance.age += 1
+        # The idle motion goes on unseen, so that it depends on the number of the frame alone.
+        idle = self._idle.next(listening and spoken is None, pause and spoken is None)
+        self.state = self._next_state(spoken is not None, listening)
+        self._motion = self._next_motion(idle, None if spoken is None else spoken[0])
         sound = self._tail if spoken is None else spoken[1]
         self._tail = self._tail[:0]
-        self.state = self._next_state(spoken is not None, listening)
-        motion = self._crossfade(target, None if spoken is None else self._utterances[0])
-        frame = LiveFrame(self.index, self.state, motion, self._fit(sound))
+        frame = LiveFrame(self.index, self.state, self._motion, self._fit(sound))
         self.index += 1
         return frame
 
-    def _idle_behind_speech(self, motion: np.ndarray) -> np.ndarray:
-        # The idle motion goes on unseen, so that it depends on the number of the frame alone.
-        self._idle.next()
-        return motion
+    def _next_motion(self, idle: np.ndarray, spoken: np.ndarray | None) -> np.ndarray:
+        """Return the motion of this frame: speech moves the lips, a driver the rest, or else all that it can."""
+        speaker: object = None if spoken is None else self._utterances[0]
+        target = idle if spoken is None else spoken
+        lips, rest, mover = target, target, speaker
+        if self._driven is not None:
+            rest, mover = self._driven, self._DRIVER
+            lips = self._driven if spoken is None else spoken
+        lips_frames = REST_FRAMES if spoken is None else OPENING_FRAMES
+        return np.concatenate([
+            self._lips.next(self._motion, lips, speaker or mover, lips_frames),
+            self._rest.next(self._motion, rest, mover, FADE_FRAMES),
+        ])  # fmt: skip
 
     def _next_state(self, speaks: bool, listening: bool) -> State:
         self._interrupted_frames = min(self._interrupted_frames + 1, FADE_FRAMES + 1)
@@ -303,71 +367,40 @@ class LiveSession:
             return "interrupted"
         return "listening" if listening else "idle"
 
-    def _crossfade(self, target: np.ndarray, utterance: _Utterance | None) -> np.ndarray:
-        """Return the motion of this frame on the way to ``target``, the motion of an utterance or of none."""
-        if utterance is not self._shown:
-            self._shown, self._faded, self._fade_start = utterance, 0, self._motion
-        if self._faded < FADE_FRAMES:
-            self._faded += 1
-            share = np.full(MOTION_DIM, _smooth(self._faded / FADE_FRAMES), np.float32)
-            share[LOWER_FACE] = _smooth(self._faded / (OPENING_FRAMES if utterance else REST_FRAMES))
-            target = self._fade_start + share * (target - self._fade_start)
-        self._motion = target
-        return target
-
     def _fit(self, sound: np.ndarray) -> np.ndarray:
         result = np.zeros((1, self.rate // FPS), np.float32)
         result[0, : len(sound)] = sound
         return result
 
 
+class _Crossfade:
+    """The way of one part of the motion from one source to the next."""
+
+    def __init__(self, part: slice) -> None:
+        self._part = part
+        self._source: object = None
+        self._faded = FADE_FRAMES
+        self._start = np.zeros(0, np.float32)
+
+    def next(self, current: np.ndarray, target: np.ndarray, source: object, frames: int) -> np.ndarray:
+        """Return this part of the next motion.
+
+        Args:
+            current: motion ``[30]`` of the frame before.
+            target: motion ``[30]`` of the source.
+            source: what moves the face; a fade begins where it is another one than before.
+            frames: length of the fade.
+        """
+        if source is not self._source:
+            self._source, self._faded, self._start = source, 0, current[self._part]
+        if self._faded >= FADE_FRAMES:
+            return target[self._part]
+        self._faded += 1
+        share = np.float32(_smooth(self._faded / frames))
+        return self._start + share * (target[self._part] - self._start)
+
+
 def _smooth(share: float) -> float:
     """Return a step from 0 to 1 that begins and ends without a jolt."""
     share = min(share, 1.0)
     return share * share * (3 - 2 * share)
-
-
-class PictureQueue:
-    """Pairs frames with their pictures: a frame leaves a fixed time after its tick, with the newest picture there is.
-
-    One thread adds frames and takes pairs, one other thread draws.
-    """
-
-    def __init__(self, first: np.ndarray, delay: int = 2) -> None:
-        """Prepare a queue.
-
-        Args:
-            first: the picture that is shown until the first frame is drawn, ``[H, W, 3]``.
-            delay: frames between a tick and its pair: the time for drawing.
-        """
-        self.delay, self.late, self.left = delay, 0, 0
-        self._frames: deque[LiveFrame] = deque()
-        self._pictures: deque[tuple[int, np.ndarray]] = deque([(-1, first)])
-        self._lock = Lock()
-
-    def add(self, frame: LiveFrame) -> None:
-        """Add a frame that was ticked."""
-        with self._lock:
-            self._frames.append(frame)
-
-    def to_draw(self, after: int) -> LiveFrame | None:
-        """Return the newest frame after the one of that number; drawing an older one would only make both late."""
-        with self._lock:
-            return self._frames[-1] if self._frames and self._frames[-1].index > after else None
-
-    def drawn(self, index: int, picture: np.ndarray) -> None:
-        """Add the picture of a frame."""
-        with self._lock:
-            self._pictures.append((index, picture))
-
-    def leave(self) -> tuple[LiveFrame, np.ndarray] | None:
-        """Return the oldest frame with its picture, or with the newest there is; None while it has time to be drawn."""
-        with self._lock:
-            if len(self._frames) <= self.delay:
-                return None
-            frame = self._frames.popleft()
-            while len(self._pictures) > 1 and self._pictures[1][0] <= frame.index:
-                self._pictures.popleft()
-            self.left += 1
-            self.late += self._pictures[0][0] != frame.index
-            return frame, self._pictures[0][1]

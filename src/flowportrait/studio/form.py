@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,16 +19,10 @@ from flowportrait.pipelines.request import (
     AnimateRequest,
     SpeakerTurn,
 )
-from flowportrait.plugins import plugin_names
+from flowportrait.speech.offered_voices import check_offered_voice, installed_voices
 from flowportrait.studio.storage import StudioLimits
 
 EXAMPLE_SENTENCE = "Hello! A moment ago I was only a photo. Now I can read you anything that you type."
-LANGUAGES = {
-    "en": "English", "de": "German", "fr": "French", "es": "Spanish", "it": "Italian", "pt-br": "Portuguese (Brazil)",
-    "nl": "Dutch", "pl": "Polish", "ru": "Russian", "uk": "Ukrainian", "tr": "Turkish", "ar": "Arabic",
-    "fa": "Persian", "hi": "Hindi", "cmn": "Chinese (Mandarin)", "ja": "Japanese", "ko": "Korean", "sw": "Swahili",
-}  # fmt: skip
-"""Languages of espeak that the page offers."""
 LABELS = {
     "--loop": "“Repeat the video”", "--size": "“Size of the face”", "--best-of": "“Best of”",
     "--by": "“Chosen by”", "--prune": "“Choose piece by piece”", "--guide": "guidance",
@@ -158,29 +150,6 @@ def missing_voices_sentence() -> str | None:
     if installed_voices():
         return None
     return missing_package_message("hibari", "voice").replace("This needs", "To type text, the studio needs")
-
-
-def installed_voices() -> dict[str, str]:
-    """Return the names of the voices that can speak here, and what the page calls them."""
-    voices: dict[str, str] = {}
-    if find_spec("hibari"):
-        voices["heart"] = "English, natural"
-    if find_spec("espeakng_loader"):
-        voices |= {f"espeak:{code}": f"{language}, synthetic" for code, language in LANGUAGES.items()}
-    if os.environ.get("OPENAI_BASE_URL"):
-        voices["openai:alloy"] = "Alloy, of your speech server"
-    return voices | {name: name for name in plugin_names("voices")}
-
-
-def check_offered_voice(name: str) -> None:
-    """Check that a page may ask for a voice; it cannot name modules to import.
-
-    Raises:
-        BadInput: the voice is none of those that the page offers.
-    """
-    kind = name.partition(":")[0]
-    if name and name not in installed_voices() and kind not in ("espeak", "openai", *plugin_names("voices")):
-        raise BadInput(f"There is no voice {name!r} here: choose one of the list.")
 
 
 def page_choices(limits: StudioLimits) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from pathlib import Path
 from flowportrait.errors import BadInput
 from flowportrait.pipelines.request import AnimateRequest
 from flowportrait.studio.job import JobStopped, RenderJob
-from flowportrait.studio.storage import StudioLimits, delete_old_files
+from flowportrait.studio.storage import StudioLimits
+from flowportrait.uploads import delete_old_files
 from flowportrait.web_server import strip_paths
 
 _LOG = logging.getLogger(__name__)

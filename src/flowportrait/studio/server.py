@@ -42,8 +42,9 @@ from flowportrait.studio.form import VideoForm, page_choices, page_sentence
 from flowportrait.studio.job import FPS, RenderJob
 from flowportrait.studio.render_queue import RenderQueue
 from flowportrait.studio.scores import score_job
-from flowportrait.studio.storage import StudioLimits, Uploads, delete_old_files
+from flowportrait.studio.storage import StudioLimits, open_uploads
 from flowportrait.studio.training import Training
+from flowportrait.uploads import delete_old_files
 from flowportrait.web_server import RequestGuard, bind_listener, listener_url, make_server, strip_paths
 
 PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -67,7 +68,7 @@ class Studio:
     def __init__(self, folder: Path, limits: StudioLimits) -> None:
         self.folder, self.limits = folder, limits
         self.queue = RenderQueue(folder / "videos", limits)
-        self.uploads = Uploads(folder / "uploads")
+        self.uploads = open_uploads(folder / "uploads")
         self.training = Training(folder / "runs")
         self._studies: dict[Path, str] = {}
         self._closed, self._warm = threading.Event(), False

@@ -33,8 +33,11 @@ MEASUREMENTS: dict[str, dict[str, str]] = {
     "latency": {
         "stream": "latency and memory of streams",
         "speak": "from a text to the first frame and to video that can be played",
-        "live": "what a live avatar costs, and how many of its frames are late",
+        "live-cost": "what a live avatar costs in its own process, without a client",
         "studio": "from a request in the studio to the first frame, and to the whole video",
+    },
+    "live": {
+        "live": "the live server as a browser receives it: latency, late frames, sync, interruption, failures",
     },
     "engine": {
         "update-cost": "an update of post-training against the loop over denoising steps of published scripts",
@@ -57,6 +60,9 @@ MEASUREMENTS: dict[str, dict[str, str]] = {
         "likeness": "identity and the seam of the paste-back",
         "backdrop": "whether what is behind the person stays still",
         "contact-sheets": "every portrait in nine states, to look at",
+    },
+    "emotion": {
+        "emotion": "whether an emotion that is asked for is seen, and whether the lips still follow the speech",
     },
     "dubbing": {
         "dubbing": "what redrawing a mouth in a video costs the picture",

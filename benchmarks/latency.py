@@ -373,7 +373,7 @@ _UTTERANCE_SECONDS = 2.5
 
 
 @dataclass(frozen=True)
-class LiveOptions:
+class LiveCostOptions:
     """What a live avatar costs: the time from the first sound to its frame, processor time, and late frames.
 
     A third of the time the face idles, then it speaks one utterance after another. Each is pushed at once, as from a
@@ -392,7 +392,7 @@ class LiveOptions:
     """Generator: its name or folder."""
 
 
-def live(options: LiveOptions, record: Record) -> None:
+def live_cost(options: LiveCostOptions, record: Record) -> None:
     from flowportrait.live import LiveAvatar
     from flowportrait.pipelines.animate import AnimatePipeline
 

@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# The studio in a container, on the CPU, as an ordinary user. See docs/guides/comfyui-and-docker.md.
+# The studio and the live avatar in a container, on the CPU, as an ordinary user. See docs/guides/comfyui-and-docker.md.
 FROM python:3.11-slim-bookworm AS build
 
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -17,7 +17,7 @@ COPY LICENSES LICENSES
 COPY weights weights
 COPY src src
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install -c requirements.lock ./weights '.[studio,voice]'
+    pip install -c requirements.lock ./weights '.[live,studio,voice]'
 
 FROM python:3.11-slim-bookworm
 

@@ -44,6 +44,15 @@ def test_pairs_of_version_1_say_what_their_readers_heard(name: str) -> None:
         assert points == row["points"]
 
 
+def rounded(value: Any) -> Any:
+    """Figures to twelve places: the last digits depend on the processor."""
+    if isinstance(value, dict):
+        return {name: rounded(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [rounded(part) for part in value]
+    return round(value, 12) if isinstance(value, float) else value
+
+
 def test_answers_of_version_1_are_analysed_as_then(tmp_path: Path) -> None:
     (tmp_path / "media").mkdir()
     for name in ("study.json", "answers.sqlite"):
@@ -53,7 +62,7 @@ def test_answers_of_version_1_are_analysed_as_then(tmp_path: Path) -> None:
             (tmp_path / "media" / one[side]).touch()
     found = json.loads(json.dumps(analyse_study(tmp_path, tmp_path / "out")))
     del found["identity"]
-    assert found == json.loads((EARLIER / "study" / "analysis.json").read_text())
+    assert rounded(found) == rounded(json.loads((EARLIER / "study" / "analysis.json").read_text()))
     assert read_pairs(tmp_path / "pairs.jsonl") == read_pairs(EARLIER / "pairs" / "study.jsonl")
 
 

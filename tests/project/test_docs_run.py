@@ -51,7 +51,12 @@ CLAIMS: dict[str, Callable[[Path], bool]] = {
 """Page → what is true of the folder when it has run, beyond that nothing failed."""
 INSTALLS = {"pip", "make", "git", "source", "python3", "export"}
 """Programs that change the environment; ``test_package`` and ``test_workflow`` check what they install and make."""
-SERVERS = ("flowportrait studio", "flowportrait judge serve", "flowportrait preferences study serve")
+SERVERS = (
+    "flowportrait serve",
+    "flowportrait studio",
+    "flowportrait judge serve",
+    "flowportrait preferences study serve",
+)
 """Commands that go on until they are stopped; ``test_*_browser.py`` and ``test_judge_serve.py`` run them."""
 SMALL = ("groups=1", "group_size=2", "frames=28", "updates=1", "rollout_chunks=1", "render_size=64", "iterations=1")
 RUN = [page for page in PAGES if any(one.language in (*SHELL, "python") and not one.not_run for one in blocks(page))]

@@ -13,7 +13,7 @@ Frame n has the time n / 25 s after the start, whatever happened before, so soun
 ``pacing.PictureQueue`` pairs drawn pictures with the frames, and repeats the newest where one is late.
 
 From one kind of motion to another the face moves within seven frames, the lips faster; after an interruption the lips
-are at rest after five frames (200 ms).
+are at rest after four frames (160 ms).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ State = Literal["idle", "listening", "speaking", "interrupted"]
 
 FADE_FRAMES = 7
 """Frames in which the face moves from one kind of motion to another: 280 ms."""
-REST_FRAMES, OPENING_FRAMES = 5, 3
+REST_FRAMES, OPENING_FRAMES = 4, 3
 """The same for the lips: when they come to rest, and when they begin to speak."""
 MAX_QUEUED_SECONDS = 60.0
 """Seconds of speech that may wait to be spoken."""

@@ -278,7 +278,7 @@ def test_sound_of_another_rate_keeps_time() -> None:
 
 def test_an_encoder_that_is_behind_drops_pictures_and_no_sound() -> None:
     async def run() -> tuple[Client, dict[str, Any]]:
-        noise = np.random.default_rng(0).integers(0, 255, (1600, 1600, 3), np.uint8)
+        noise = np.random.default_rng(0).integers(0, 255, (2880, 2880, 3), np.uint8)
         async with connected() as client:
             for index in range(2 * FPS):
                 client.peer.send_frame(index, np.roll(noise, 40 * index, axis=1), np.zeros((1, 1920), np.float32))

@@ -20,22 +20,11 @@ from flowportrait.media.audio import Sound, read_audio
 from flowportrait.media.portrait import Portrait
 from flowportrait.models.sampler import GenerationSession
 from flowportrait.pipelines.animate import AnimatePipeline
-from flowportrait.pipelines.inputs import read_photo
 from flowportrait.provenance.watermark import find_watermark
 from flowportrait.rendering.motion_basis import LOWER_FACE
 from flowportrait.samples import SPEECH, portrait_path
 
 VOICE = read_audio(SPEECH)[:48_000]
-
-
-@pytest.fixture(scope="module")
-def pipeline() -> AnimatePipeline:
-    return AnimatePipeline.from_pretrained("rl", denoise=False)
-
-
-@pytest.fixture(scope="module")
-def portrait() -> Portrait:
-    return Portrait.from_image(read_photo(portrait_path("astronaut")), 128)
 
 
 @pytest.fixture

@@ -45,12 +45,6 @@ def module() -> Iterator[ModuleType]:
     del sys.modules[spec.name]
 
 
-@pytest.fixture(scope="module")
-def server(small_face: LivePortrait, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    with live_server(small_face, tmp_path_factory.mktemp("live"), sessions=1) as server:
-        yield server
-
-
 @pytest.fixture(autouse=True)
 def _empty_server(server: LiveServer) -> Iterator[None]:
     yield

@@ -27,21 +27,10 @@ from flowportrait.live.livekit import FlowPortraitAvatarSession, FlowPortraitVid
 from flowportrait.media.audio import read_audio
 from flowportrait.media.portrait import Portrait
 from flowportrait.pipelines.animate import AnimatePipeline
-from flowportrait.pipelines.inputs import read_photo
-from flowportrait.samples import SPEECH, portrait_path
+from flowportrait.samples import SPEECH
 
 PCM = (read_audio(SPEECH)[:48_000] * 32767).astype("<i2")
 RATE, SIZE = 24_000, 128
-
-
-@pytest.fixture(scope="module")
-def pipeline() -> AnimatePipeline:
-    return AnimatePipeline.from_pretrained("rl", denoise=False)
-
-
-@pytest.fixture(scope="module")
-def portrait() -> Portrait:
-    return Portrait.from_image(read_photo(portrait_path("astronaut")), SIZE)
 
 
 @pytest.fixture

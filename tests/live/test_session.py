@@ -80,6 +80,23 @@ def states(frames: list[LiveFrame]) -> list[str]:
     return [frame.state for frame in frames]
 
 
+def test_frames_say_how_much_pushed_speech_is_in_them() -> None:
+    live = session()
+    live.push(speech(1.01), RATE)
+    live.finish()
+    frames = run(live, 40)
+    assert sum(frame.spoken for frame in frames) == round(1.01 * RATE)
+    assert all(frame.spoken == 0 for frame in frames if not frame.sound.any())
+    live.push(speech(1.0), RATE)
+    live.finish()
+    before = run(live, 10)
+    live.interrupt()
+    after = run(live, 5)
+    assert after[0].sound.any(), "the speech fades out"
+    assert [frame.spoken for frame in after] == [0] * 5, "which is no speech that was said"
+    assert all(frame.spoken == RATE // 25 for frame in before if frame.state == "speaking")
+
+
 def test_exactly_25_frames_a_second_over_hours_without_growth() -> None:
     clock = Clock()
     live = session(clock=clock)

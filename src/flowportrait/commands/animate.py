@@ -339,8 +339,9 @@ def _summary(
     from flowportrait.media.video import FPS
 
     rate = FPS if frame_rate is None or frame_rate == FPS else round(float(frame_rate), 3)
+    # What a clip drives is not generated.
+    generator = {} if request.drive else {"checkpoint": request.checkpoint, "seed": request.seed}
     return {
         "output": str(output), "frames": frames, "fps": rate, "seconds": round(frames / rate, 3),
-        "checkpoint": request.checkpoint, "seed": request.seed,
-        "real_time_factor": round(seconds / (frames / rate), 3),
+        **generator, "real_time_factor": round(seconds / (frames / rate), 3),
     }  # fmt: skip

@@ -4,7 +4,13 @@
 
 ``session`` decides what the face does at every frame and knows no threads and no pictures; ``idle`` moves the face
 while nobody speaks; ``sound`` takes pushed samples of any rate; ``pacing`` decides which picture is drawn next;
-``avatar`` draws and keeps the clock.
+``avatar`` draws and keeps the clock. ``driving`` turns webcam pictures into motion, and ``virtual_camera`` shows the
+face as a webcam.
+
+The server: ``protocol`` and ``limits`` say what clients may send; ``connection`` is one avatar with one client, carried
+by ``websocket`` or ``webrtc``; ``host`` opens as many as ``capacity`` has measured; ``server`` is the web application.
+With several processes ``workers`` starts them and ``relay`` is the application in front. ``playback`` counts played
+speech for the plug-ins ``pipecat`` and ``livekit``.
 """
 
 from __future__ import annotations

@@ -176,11 +176,11 @@ class LiveAvatar:
             return shared.motion_source(seed + _SEED_STEP * utterance, intensity, denoise)
 
         open_source(0)  # A wrong intensity is noticed now, and not in a thread.
-        self._draw, self._clock = shared.draw, clock
+        self._draw, self._size, self._clock = shared.draw, shared.size, clock
         self._session = LiveSession(open_source, seed=seed, rate=rate, clock=clock, max_queued=max_queued)
         self._queue, self._schedule = PictureQueue(shared.neutral_picture), DrawingSchedule()
         self._closed, self._work_came, self._drawn = False, Event(), -1
-        self._interruptions = 0
+        self._interruptions = self._played_samples = 0
         self._driver: FaceDriver | None = None
         self._thread: Thread | None = None
         self._error: BaseException | None = None
@@ -190,6 +190,16 @@ class LiveAvatar:
     def rate(self) -> int:
         """Sample rate in Hz of the sound that leaves."""
         return self._session.rate
+
+    @property
+    def size(self) -> int:
+        """Side of the frames in pixels."""
+        return self._size
+
+    @property
+    def played_samples(self) -> int:
+        """Samples of pushed speech, at ``rate``, that have left with all pairs so far."""
+        return self._played_samples
 
     @property
     def state(self) -> State:
@@ -337,6 +347,7 @@ class LiveAvatar:
             self._queue.add(frame, self._session.next_time + (self._queue.delay - 1) / FPS)
             self._work_came.set()
             if (pair := self._queue.leave()) is not None:
+                self._played_samples += pair[0].spoken
                 yield pair[1], pair[0].sound
 
     def close(self) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -21,7 +20,7 @@ import numpy as np
 from flowportrait.errors import BadInput
 from flowportrait.extras import missing_package_message
 from flowportrait.live.avatar import LiveAvatar
-from flowportrait.live.playback import SpeechPlayback, close_avatar
+from flowportrait.live.playback import AvatarSource, SpeechPlayback, channel_samples
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import FPS
 from flowportrait.pipelines.animate import AnimatePipeline
@@ -58,10 +57,9 @@ class FlowPortraitVideoGenerator(VideoGenerator):
     @property
     def options(self) -> AvatarOptions:
         """What an ``AvatarRunner`` for this generator is made with."""
-        height, width = self.avatar._queue._pictures[0][1].shape[:2]
         return AvatarOptions(
-            video_width=width,
-            video_height=height,
+            video_width=self.avatar.size,
+            video_height=self.avatar.size,
             video_fps=FPS,
             audio_sample_rate=self.avatar.rate,
             audio_channels=1,
@@ -79,7 +77,7 @@ class FlowPortraitVideoGenerator(VideoGenerator):
                 self._playback.finish()
                 self._segment_ends.append(self._playback.pushed)
             self._has_segment = False
-        elif await self._playback.push(_samples(frame), frame.sample_rate):
+        elif await self._playback.push(channel_samples(frame.data, frame.num_channels), frame.sample_rate):
             self._has_segment = True
 
     def hear(self, frame: rtc.AudioFrame) -> None:
@@ -88,7 +86,7 @@ class FlowPortraitVideoGenerator(VideoGenerator):
         Raises:
             BadInput: the audio cannot be used.
         """
-        self.avatar.hear(_samples(frame), frame.sample_rate)
+        self.avatar.hear(channel_samples(frame.data, frame.num_channels), frame.sample_rate)
 
     async def clear_buffer(self) -> None:
         """Stop speaking; returns when the fading sound has left, so that the position of playback is right."""
@@ -155,14 +153,9 @@ class FlowPortraitAvatarSession(AvatarSession[str]):
         Raises:
             BadInput: there is no image, or both an image and an avatar.
         """
-        if (image is None) == (avatar is None):
-            raise BadInput("FlowPortraitAvatarSession needs image=... or avatar=..., one of the two.")
         super().__init__()
-        self._avatar, self._owns_avatar = avatar, avatar is None
-        self._make_avatar = (
-            None
-            if image is None
-            else partial(LiveAvatar, image, checkpoint=checkpoint, size=size, seed=seed, intensity=intensity)
+        self._avatar_source = AvatarSource(
+            "FlowPortraitAvatarSession", image, avatar, checkpoint=checkpoint, size=size, seed=seed, intensity=intensity
         )
         self._runner: AvatarRunner | None = None
 
@@ -179,7 +172,7 @@ class FlowPortraitAvatarSession(AvatarSession[str]):
     @property
     def avatar(self) -> LiveAvatar | None:
         """The avatar; None before ``start``."""
-        return self._avatar
+        return self._avatar_source.avatar
 
     async def start(self, agent_session: AgentSession, room: rtc.Room) -> None:
         """Make the avatar and send the speech of a session through it; call it before the session starts.
@@ -189,12 +182,9 @@ class FlowPortraitAvatarSession(AvatarSession[str]):
             room: where video and audio are published, once it is connected.
         """
         await super().start(agent_session, room)
-        avatar = self._avatar
-        if avatar is None and self._make_avatar is not None:
-            avatar = await asyncio.to_thread(self._make_avatar)
+        avatar = await self._avatar_source.open()
         if avatar is None:
             raise BadInput("This FlowPortraitAvatarSession has ended: make a new one.")
-        self._avatar = avatar
         generator = FlowPortraitVideoGenerator(avatar)
         output = QueueAudioOutput(sample_rate=avatar.rate, wait_playback_start=True)
         self._runner = AvatarRunner(room, audio_recv=output, video_gen=generator, options=generator.options)
@@ -207,15 +197,7 @@ class FlowPortraitAvatarSession(AvatarSession[str]):
         if runner is not None:
             await runner.aclose()
         await super().aclose()
-        avatar, self._avatar = self._avatar, None
-        if avatar is not None and self._owns_avatar:
-            await close_avatar(avatar)
-
-
-def _samples(frame: rtc.AudioFrame) -> np.ndarray:
-    """Return the samples of an audio frame, ``[n]`` or ``[n, channels]`` int16."""
-    samples = np.frombuffer(frame.data, "<i2")
-    return samples if frame.num_channels == 1 else samples.reshape(-1, frame.num_channels)
+        await self._avatar_source.close()
 
 
 def _video_frame(picture: np.ndarray) -> rtc.VideoFrame:

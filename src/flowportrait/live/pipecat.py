@@ -13,16 +13,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from flowportrait.errors import BadInput
 from flowportrait.extras import missing_package_message
 from flowportrait.live.avatar import LiveAvatar
-from flowportrait.live.playback import PlayedFrame, SpeechPlayback, close_avatar
+from flowportrait.live.playback import AvatarSource, PlayedFrame, SpeechPlayback, channel_samples
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import FPS
 from flowportrait.pipelines.animate import AnimatePipeline
@@ -107,18 +104,13 @@ class FlowPortraitVideoService(AIService):
         Raises:
             BadInput: there is no image, or both an image and an avatar.
         """
-        if (image is None) == (avatar is None):
-            raise BadInput("FlowPortraitVideoService needs image=... or avatar=..., one of the two.")
+        self._avatar_source = AvatarSource(
+            "FlowPortraitVideoService", image, avatar, checkpoint=checkpoint, size=size, seed=seed, intensity=intensity
+        )
         current = self.Settings(model=checkpoint if isinstance(checkpoint, str) else None, listen=True)
         if settings is not None:
             current.apply_update(settings)
         super().__init__(settings=current, **kwargs)
-        self._avatar, self._owns_avatar = avatar, avatar is None
-        self._make_avatar = (
-            None
-            if image is None
-            else partial(LiveAvatar, image, checkpoint=checkpoint, size=size, seed=seed, intensity=intensity)
-        )
         self._playback: SpeechPlayback | None = None
         self._waiting: deque[tuple[int, Frame]] = deque()
         self._sent = 0  # samples of speech that were pushed on, as in ``SpeechPlayback.played``
@@ -129,7 +121,7 @@ class FlowPortraitVideoService(AIService):
     @property
     def avatar(self) -> LiveAvatar | None:
         """The avatar; None before the pipeline has set the service up."""
-        return self._avatar
+        return self._avatar_source.avatar
 
     def can_generate_metrics(self) -> bool:
         """Return True: the time from the first audio of an utterance to its first picture is measured."""
@@ -140,12 +132,10 @@ class FlowPortraitVideoService(AIService):
     async def setup(self, setup: FrameProcessorSetup) -> None:
         """Make the avatar, in a thread, because it takes seconds."""
         await super().setup(setup)
-        avatar = self._avatar
-        if avatar is None and self._make_avatar is not None:
-            rate = setup.audio_out_sample_rate
-            avatar = await asyncio.to_thread(self._make_avatar, rate=rate if rate % FPS == 0 else 48_000)
+        rate = setup.audio_out_sample_rate
+        avatar = await self._avatar_source.open(rate=rate if rate % FPS == 0 else 48_000)
         if avatar is not None:
-            self._avatar, self._playback = avatar, SpeechPlayback(avatar)
+            self._playback = SpeechPlayback(avatar)
 
     async def stop(self, frame: EndFrame) -> None:
         """Let the last speech leave, and stop."""
@@ -172,9 +162,8 @@ class FlowPortraitVideoService(AIService):
         if task is not None:
             await self.cancel_task(task)
         await self._push_waiting(everything=True)
-        if self._owns_avatar and self._avatar is not None:
-            avatar, self._avatar, self._playback = self._avatar, None, None
-            await close_avatar(avatar)
+        self._playback = None
+        await self._avatar_source.close()
 
     # --- Frames ---
 
@@ -195,7 +184,7 @@ class FlowPortraitVideoService(AIService):
             await self.push_frame(frame, direction)
         elif isinstance(frame, InputAudioRawFrame):
             if self._settings.listen:
-                playback.avatar.hear(_samples(frame), frame.sample_rate)
+                playback.avatar.hear(channel_samples(frame.audio, frame.num_channels), frame.sample_rate)
             await self.push_frame(frame, direction)
         elif isinstance(frame, SystemFrame):
             await self.push_frame(frame, direction)
@@ -212,7 +201,7 @@ class FlowPortraitVideoService(AIService):
             self._measures_ttfb = True
             await self.start_ttfb_metrics()
         try:
-            await playback.push(_samples(frame), frame.sample_rate)
+            await playback.push(channel_samples(frame.audio, frame.num_channels), frame.sample_rate)
         except BadInput as error:
             await self.push_error(str(error), exception=error)
 
@@ -258,9 +247,3 @@ class FlowPortraitVideoService(AIService):
         if isinstance(frame, TTSStartedFrame):
             self._context_id = frame.context_id
         await self.push_frame(frame)
-
-
-def _samples(frame: Any) -> np.ndarray:
-    """Return the samples of an audio frame, ``[n]`` or ``[n, channels]`` int16."""
-    samples = np.frombuffer(frame.audio, "<i2")
-    return samples if frame.num_channels == 1 else samples.reshape(-1, frame.num_channels)

@@ -4,26 +4,29 @@
 
 An agent wants to know when its speech has begun, how much of it was played when somebody interrupted, and when it is
 over. ``SpeechPlayback`` counts: ``pushed`` samples of speech have arrived, ``played`` of them have left with a frame.
-The plug-ins for Pipecat and LiveKit are written with it.
+The plug-ins for Pipecat and LiveKit are written with it, and with ``AvatarSource``: an avatar that is made when the
+agent starts, or that is there already.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
+from flowportrait.errors import BadInput
 from flowportrait.live.avatar import LiveAvatar
+from flowportrait.media.portrait import Portrait
+from flowportrait.pipelines.inputs import ImageInput
 
 _ROOM_SECONDS = 0.05
 """Seconds between attempts to push when too much speech waits."""
 _MAX_WAITING_SECONDS = 20.0
 """Seconds of speech that wait at most, so that a long answer of a fast voice is pushed while it is spoken."""
-_THREAD_SECONDS = 10.0
-"""Seconds after which nobody waits for the thread of a closed avatar any longer."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,7 @@ class SpeechPlayback:
         """Samples of speech that were pushed and not dropped, and those that have left, since the avatar was made."""
         self.interruptions = 0
         self._interrupted_until = 0
-        self._taken: deque[int] = deque([0] * avatar._queue.delay)
-
-    @property
-    def queued_seconds(self) -> float:
-        """Seconds of speech that wait."""
-        return self.avatar._session.queued_seconds
+        self._played_before = avatar.played_samples
 
     @property
     def is_over(self) -> bool:
@@ -90,7 +88,7 @@ class SpeechPlayback:
             BadInput: the samples cannot be used, or the avatar is closed.
         """
         interruptions = self.interruptions
-        while self.queued_seconds > _MAX_WAITING_SECONDS:
+        while self.avatar.queued_seconds > _MAX_WAITING_SECONDS:
             await asyncio.sleep(_ROOM_SECONDS)
             if self.interruptions != interruptions:
                 return False
@@ -116,11 +114,8 @@ class SpeechPlayback:
     async def frames(self) -> AsyncIterator[PlayedFrame]:
         """Yield a frame 25 times a second, until the avatar is closed."""
         async for picture, sound in self.avatar.frames():
-            # A pair leaves some ticks after its own: the count of its own tick is the oldest of those waiting.
-            self._taken.append(max(self.pushed - self._queued, self._taken[-1] if self._taken else 0))
-            taken = min(self._taken.popleft(), self.pushed)
-            spoken = max(0, min(taken - self.played, sound.shape[1]))
-            self.played = max(self.played, taken)
+            spoken = self.avatar.played_samples - self._played_before - self.played
+            self.played += spoken
             # The fading end of an interrupted sound counts as no speech.
             fading = spoken == 0 and bool(sound.any())
             interrupted = fading or (spoken > 0 and self.played <= self._interrupted_until)
@@ -128,15 +123,46 @@ class SpeechPlayback:
 
     @property
     def _queued(self) -> int:
-        return round(self.queued_seconds * self.rate)
+        return round(self.avatar.queued_seconds * self.rate)
 
 
-async def close_avatar(avatar: LiveAvatar) -> None:
-    """Close an avatar and wait until its thread has ended: one that still draws while Python exits aborts the process.
+class AvatarSource:
+    """The avatar of a plug-in: made from an image when it is opened, or one that somebody else made."""
 
-    Args:
-        avatar: the avatar, whose ``frames`` end.
-    """
-    await asyncio.to_thread(avatar.close)
-    if avatar._thread is not None:
-        await asyncio.to_thread(avatar._thread.join, _THREAD_SECONDS)
+    def __init__(
+        self, owner: str, image: ImageInput | Portrait | None, avatar: LiveAvatar | None, **settings: Any
+    ) -> None:
+        """Check that there is one of the two.
+
+        Args:
+            owner: name of the plug-in's class, for the message.
+            image: what ``LiveAvatar`` takes.
+            avatar: an avatar that is ready; ``close`` leaves it open.
+            **settings: keyword arguments of ``LiveAvatar``.
+
+        Raises:
+            BadInput: there is no image, or both an image and an avatar.
+        """
+        if (image is None) == (avatar is None):
+            raise BadInput(f"{owner} needs image=... or avatar=..., one of the two.")
+        self.avatar = avatar
+        self._make = None if image is None else partial(LiveAvatar, image, **settings)
+
+    async def open(self, **settings: Any) -> LiveAvatar | None:
+        """Return the avatar, made in a thread because that takes seconds; None if the only one was closed."""
+        if self.avatar is None and self._make is not None:
+            self.avatar = await asyncio.to_thread(self._make, **settings)
+        return self.avatar
+
+    async def close(self) -> None:
+        """Close the avatar if it was made here."""
+        if self._make is None or self.avatar is None:
+            return
+        avatar, self.avatar = self.avatar, None
+        await avatar.aclose()
+
+
+def channel_samples(pcm: bytes | memoryview, channels: int) -> np.ndarray:
+    """Return 16-bit sound with interleaved channels as samples ``[n]`` or ``[n, channels]`` int16."""
+    samples = np.frombuffer(pcm, "<i2")
+    return samples if channels == 1 else samples.reshape(-1, channels)

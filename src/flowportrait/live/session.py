@@ -78,12 +78,14 @@ class LiveFrame:
         state: what the face does.
         motion: ``[30]`` float32.
         sound: the 40 ms of sound that belong to it, ``[1, rate / 25]`` float32.
+        spoken: how many of its samples are pushed speech; 0 for silence and for speech that fades out.
     """
 
     index: int
     state: State
     motion: np.ndarray
     sound: np.ndarray
+    spoken: int = 0
 
 
 class _Utterance:
@@ -341,7 +343,9 @@ class LiveSession:
         self._motion = self._next_motion(idle, None if spoken is None else spoken[0])
         sound = self._tail if spoken is None else spoken[1]
         self._tail = self._tail[:0]
-        frame = LiveFrame(self.index, self.state, self._motion, self._fit(sound))
+        frame = LiveFrame(
+            self.index, self.state, self._motion, self._fit(sound), 0 if spoken is None else len(spoken[1])
+        )
         self.index += 1
         return frame
 

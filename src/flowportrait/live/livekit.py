@@ -182,7 +182,7 @@ class FlowPortraitAvatarSession(AvatarSession[str]):
             room: where video and audio are published, once it is connected.
         """
         await super().start(agent_session, room)
-        avatar = await self._avatar_source.open()
+        avatar = await self._avatar_source.opened()
         if avatar is None:
             raise BadInput("This FlowPortraitAvatarSession has ended: make a new one.")
         generator = FlowPortraitVideoGenerator(avatar)

@@ -133,7 +133,7 @@ class FlowPortraitVideoService(AIService):
         """Make the avatar, in a thread, because it takes seconds."""
         await super().setup(setup)
         rate = setup.audio_out_sample_rate
-        avatar = await self._avatar_source.open(rate=rate if rate % FPS == 0 else 48_000)
+        avatar = await self._avatar_source.opened(rate=rate if rate % FPS == 0 else 48_000)
         if avatar is not None:
             self._playback = SpeechPlayback(avatar)
 

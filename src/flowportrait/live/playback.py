@@ -148,7 +148,7 @@ class AvatarSource:
         self.avatar = avatar
         self._make = None if image is None else partial(LiveAvatar, image, **settings)
 
-    async def open(self, **settings: Any) -> LiveAvatar | None:
+    async def opened(self, **settings: Any) -> LiveAvatar | None:
         """Return the avatar, made in a thread because that takes seconds; None if the only one was closed."""
         if self.avatar is None and self._make is not None:
             self.avatar = await asyncio.to_thread(self._make, **settings)

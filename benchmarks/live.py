@@ -9,6 +9,7 @@ ceiling: the test source (``click_and_flash.py``), the page's own source, a file
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ from benchmarks.live_bench import (
     parse_run,
     start_chatter,
 )
-from benchmarks.live_browser import BrowserClient, Served, Transport, chromium, encode, sleep_with
+from benchmarks.live_browser import BrowserClient, Served, Transport, Watched, chromium, encode, sleep_with
 from benchmarks.live_failures import measure_clients, measure_memory, measure_worker
 from benchmarks.live_quality import measure_source, measure_sync_of_page, record_page
 from benchmarks.record import Record
@@ -40,6 +41,8 @@ BEFORE_MS, AFTER_MS = 480, 1500
 """Milliseconds of pictures before and after sound is sent, or an interruption."""
 REST_MS = 300
 """Milliseconds after an interruption in which the lips should be at rest."""
+PREPARED_OPENING = 0.06
+"""Opening in eye distances that only speech reaches: a preparation opens the lips by 0.05 at most."""
 PACES = {"faster than real time": (200, 40), "at the pace of a microphone": (20, 20)}
 """Length of a piece in ms and time between two: a voice that is five times as fast as its speech, and a microphone."""
 
@@ -90,21 +93,34 @@ def measure_offers(bench: Bench) -> None:
 
 
 def measure_motion(bench: Bench) -> None:
-    """Measure the time from the first sound to the first frame in which the lips move."""
+    """Measure the time from the first sound to lips that move, to lips that speak, and to the voice that is heard.
+
+    The first movement prepares to speak. Lips that speak are seen where they are open wider than any preparation opens
+    them; the voice is heard with the first frame of speech, because sound and picture leave together.
+    """
     utterances = bench.utterances(bench.options.utterances)
     for transport in bench.options.transports:
         with bench.server() as server, bench.client(server, transport, speech_rate=RATE) as client:
             sleep_with(client.page, 1.0)
+            client.listen()
             quiet = [client.watch("", None, BEFORE_MS, AFTER_MS) for _ in range(max(4, len(utterances) // 3))]
             spoken = {
                 pace: [_push_and_watch(client, pcm, *timing) for pcm in utterances] for pace, timing in PACES.items()
             }
+            frames = client.received()
+        bench.add_times(f"{transport}, both paces", "received to shown", list(frames.shown - frames.received), "motion")
         still = [measure_mouths(one.pictures) for one in quiet]
         mouth = RestingMouth.from_idle(np.concatenate(still))
         false = [first_movement(one.shown, mouth.moves(rows)) for one, rows in zip(quiet, still, strict=True)]
         for pace, watched in spoken.items():
-            found = [first_movement(one.shown, mouth.moves(measure_mouths(one.pictures))) for one in watched]
+            mouths = [measure_mouths(one.pictures) for one in watched]
+            save_windows(bench.folder, f"{transport} {pace}", watched, mouths)
+            found = [first_movement(one.shown, mouth.moves(rows)) for one, rows in zip(watched, mouths, strict=True)]
             bench.add_times(f"{transport}, {pace}", "first sound to moving lips", _known(found), "motion")
+            wide = [first_wide(one.shown, mouth, rows) for one, rows in zip(watched, mouths, strict=True)]
+            bench.add_times(f"{transport}, {pace}", "first sound to lips that speak", _known(wide), "motion")
+            heard = [next((when for when in one.voices if when > 0), None) for one in watched]
+            bench.add_times(f"{transport}, {pace}", "first sound to the voice that is heard", _known(heard), "motion")
             told = [_first_state(one.messages, "speaking") for one in watched]
             bench.add_times(f"{transport}, {pace}", "first sound to state speaking", _known(told), "motion")
             bench.record.add(f"{transport}, {pace}", "utterances without movement", 100 * _share_missing(found),
@@ -144,6 +160,7 @@ def measure_interruptions(bench: Bench) -> None:
         mouth = RestingMouth.from_idle(np.concatenate([measure_mouths(one.pictures) for one in quiet]))
         for name, windows in watched.items():
             mouths = [measure_mouths(one.pictures) for one in windows]
+            save_windows(bench.folder, f"{transport} {name}", windows, mouths)
             rests = [time_to_rest(one.shown, mouth.moves(rows)) for one, rows in zip(windows, mouths, strict=True)]
             system = f"{transport}, {name}"
             in_time = 100 * sum(rest is not None and rest <= REST_MS for rest in rests) / len(rests)
@@ -156,6 +173,42 @@ def measure_interruptions(bench: Bench) -> None:
                      for one, rows in zip(windows, mouths, strict=True) if (one.shown >= 0).sum() > 2]  # fmt: skip
             bench.record.add(system, "largest step of the opening", float(np.max(steps)) if steps else None,
                              unit="eye distances a frame", group="interruption", n=len(steps))  # fmt: skip
+
+
+def first_wide(times: np.ndarray, mouth: RestingMouth, openings: np.ndarray) -> float | None:
+    """Return the first time ≥ 0 at which the lips are open wider than a preparation opens them; None if never."""
+    wide = (times >= 0) & (openings > mouth.middle + PREPARED_OPENING)
+    return float(times[wide.argmax()]) if wide.any() else None
+
+
+def save_windows(folder: Path, name: str, windows: Sequence[Watched], mouths: Sequence[np.ndarray]) -> None:
+    """Write the frames from 80 ms before an action to 600 ms after it as rows of one picture, to look at.
+
+    Args:
+        folder: where to.
+        name: of the file.
+        windows: at most six are taken, a row each.
+        mouths: openings of their frames, which are written beside them with the time.
+    """
+    from PIL import Image, ImageDraw
+
+    rows = []
+    for window, openings in list(zip(windows, mouths, strict=True))[:6]:
+        near = [place for place, when in enumerate(window.shown) if -80 <= when <= 600]
+        row = Image.new("RGB", (18 * 160, 176))
+        for column, place in enumerate(near[:18]):
+            picture = Image.open(io.BytesIO(window.pictures[place])).convert("RGB")
+            side = picture.width
+            # Mouth and chin.
+            part = picture.crop((side // 4, side // 2, 3 * side // 4, side)).resize((160, 160))
+            row.paste(part, (160 * column, 16))
+            text = f"{window.shown[place]:.0f} ms  {openings[place]:.3f}"
+            ImageDraw.Draw(row).text((160 * column + 4, 2), text, "white")
+        rows.append(row)
+    sheet = Image.new("RGB", (18 * 160, 176 * max(1, len(rows))))
+    for number, row in enumerate(rows):
+        sheet.paste(row, (0, 176 * number))
+    sheet.save(folder / f"{name}.png")
 
 
 def _known(values: Sequence[float | None]) -> list[float]:

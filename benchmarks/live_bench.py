@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 from benchmarks.live_analysis import cut_utterances, measure_punctuality
 from benchmarks.live_browser import BrowserClient, Received, Served, Transport, connect, encode, opened_page, served
 from benchmarks.material import Photo, Speech
-from benchmarks.record import Record
+from benchmarks.record import ROOT, Record
 from flowportrait.commands.options import OptionalPath
 from flowportrait.errors import BadInput
 
@@ -29,12 +30,12 @@ UTTERANCE_SECONDS = 1.2
 class LiveOptions:
     """The live server as a headless Chromium receives it: latency, late frames, sync, interruption, memory, failures.
 
-    The parts: offer, the time from an offer to the first frame; motion, from the first sound that is sent to the first
-    frame in which the lips move; interrupt, from the interruption to resting lips; late, frames that come late; source,
-    click and flash through the same transport, which is the ceiling of all of these, with late sound and stalls that
-    must be found; sync, the sync expert on a recording made in the page; memory, hours on an injected clock; clients,
-    twenty misbehaving clients beside a good one; worker, a worker process that is killed; page, a recording of the
-    page to look at.
+    The parts: offer, the time from an offer to the first frame; motion, from the first sound that is sent to the
+    first frame in which the lips move, to lips that speak, and to the voice; interrupt, from the interruption to
+    resting lips; late, frames that come late; source, click and flash through the same transport, which is the
+    ceiling of all of these, with late sound and stalls that must be found; sync, the sync expert on a recording
+    made in the page; memory, hours on an injected clock; clients, twenty misbehaving clients beside a good one;
+    worker, a worker process that is killed; page, a recording of the page to look at.
     """
 
     photo: Photo
@@ -71,6 +72,10 @@ class LiveOptions:
     """Time with them, and as long without them."""
     page_seconds: float = 12
     """Length of the recording of the page."""
+    jitter: int = -1
+    """Milliseconds that the browser is asked to buffer over WebRTC; by default those of the JavaScript client."""
+    checkout: OptionalPath = None
+    """Checkout of another version, to measure its server."""
     output: OptionalPath = None
     """Folder for recordings and screenshots; by default they are deleted."""
 
@@ -112,16 +117,26 @@ class Bench:
         """A server of the photo with so many sessions."""
         words = ["-m", "flowportrait", "serve", "--image", str(self.options.photo), "--port", "0", "--size"]
         words += [str(size or self.options.size), "--sessions", str(sessions), *more]
-        with served(words) as server:
+        with served(words, self.options.checkout or ROOT) as server:
             yield server
 
     @contextmanager
     def client(self, server: Served, transport: Transport = "webrtc", **start: Any) -> Iterator[BrowserClient]:
         """A page with one connection, which is ended afterwards."""
         with opened_page(self.browser, server) as page:
-            client = connect(page, server, transport, **start)
+            client = connect(page, server, transport, jitter=self.jitter(), **start)
             yield client
             client.close()
+
+    def jitter(self) -> int:
+        """Return the ``jitterBufferTarget`` in ms: the wanted one, or that of the JavaScript client."""
+        if self.options.jitter >= 0:
+            return self.options.jitter
+        source = (self.options.checkout or ROOT) / "src/flowportrait/live/clients/flowportrait-live.js"
+        found = re.search(r"^const JITTER_MS = (\d+);", source.read_text("utf-8"), re.MULTILINE)
+        if found is None:
+            raise BadInput(f"{source} names no JITTER_MS: give --jitter.")
+        return int(found[1])
 
     def utterances(self, count: int, seconds: float = UTTERANCE_SECONDS) -> list[np.ndarray]:
         """Return pieces of the speech, int16 at ``RATE``, that begin with a voice."""

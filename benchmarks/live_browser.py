@@ -75,13 +75,13 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(words: Sequence[str]) -> Iterator[Served]:
-    """Run ``python WORDS`` until it prints its address, and end it afterwards.
+def served(words: Sequence[str], root: Path = ROOT) -> Iterator[Served]:
+    """Run ``python WORDS`` with the package of a checkout until it prints its address, and end it afterwards.
 
     Raises:
         BadInput: it ended, or was not ready within ``START_SECONDS``; with the last line that it wrote.
     """
-    path = os.pathsep.join(map(str, (ROOT / "src", ROOT / "weights", ROOT)))
+    path = os.pathsep.join(map(str, (root / "src", root / "weights", root)))
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -198,11 +198,13 @@ class Watched:
         shown: ``[n]`` when every frame was shown, in ms after the action.
         pictures: the frames as JPEG.
         messages: control messages after the action, with their ms after it.
+        voices: ms after the action at which a voice began to be heard, after ``listen``.
     """
 
     shown: np.ndarray
     pictures: list[bytes]
     messages: list[tuple[float, str]]
+    voices: list[float]
 
 
 class BrowserClient:
@@ -237,7 +239,12 @@ class BrowserClient:
             np.array([shown for _, shown, _ in found["pictures"]], float) - found["time"],
             [base64.b64decode(picture) for _, _, picture in found["pictures"]],
             [(when - found["time"], text) for when, text in found["messages"]],
+            [when - found["time"] for when in found["voices"]],
         )
+
+    def listen(self) -> None:
+        """Note from now on when a voice begins to be heard."""
+        self.run("await client.listen();")
 
     def received(self) -> Received:
         """Return everything so far."""
@@ -280,9 +287,22 @@ def opened_page(browser: Any, server: Served, **settings: Any) -> Iterator[Any]:
 
 
 def connect(
-    page: Any, server: Served, transport: Transport = "webrtc", seconds: float = CONNECT_SECONDS, **start: Any
+    page: Any,
+    server: Served,
+    transport: Transport = "webrtc",
+    seconds: float = CONNECT_SECONDS,
+    jitter: int | None = None,
+    **start: Any,
 ) -> BrowserClient:
     """Connect and wait for the first frame.
+
+    Args:
+        page: of ``opened_page``.
+        server: a running server.
+        transport: how frames arrive.
+        seconds: in which the first one must come.
+        jitter: ``jitterBufferTarget`` in ms of both media of WebRTC; the browser's own by default.
+        start: fields of the start message.
 
     Raises:
         BadInput: the server refused, or no frame came in time.
@@ -293,7 +313,7 @@ def connect(
     try:
         number = page.evaluate(
             "argument => bench.connect(argument)",
-            {"transport": transport, "start": fields, "timeout": 1000 * seconds},
+            {"transport": transport, "start": fields, "timeout": 1000 * seconds, "jitter": jitter},
         )
     except Error as error:
         raise BadInput(f"{server.address} gave no {transport} session: {str(error).splitlines()[0]}") from error

@@ -63,7 +63,7 @@ def measure_memory(bench: Bench) -> None:
     sessions = {
         "session": live_memory.simulate_session(open_source, speech, options.hours),
         "session that leaks (control)": live_memory.simulate_session(
-            open_source, speech, min(options.hours, LEAK_HOURS), leak=True
+            open_source, speech, min(options.hours, LEAK_HOURS), leak_bytes=live_memory.LEAK_BYTES
         ),
         "avatar and connection": live_memory.simulate_connection(
             portrait, bench.utterances(1, 2.0)[0], options.drawn_hours

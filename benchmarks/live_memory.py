@@ -74,7 +74,7 @@ class MemoryCurve:
 
 
 def simulate_session(
-    open_source: Callable[[int], Any], speech: np.ndarray, hours: float, leak: bool = False
+    open_source: Callable[[int], Any], speech: np.ndarray, hours: float, leak_bytes: int = 0
 ) -> MemoryCurve:
     """Run a ``LiveSession`` for hours of an injected clock.
 
@@ -82,7 +82,7 @@ def simulate_session(
         open_source: returns what generates the motion of one utterance.
         speech: ``[n]`` int16 at 16 kHz, spoken every ``UTTERANCE_EVERY`` seconds.
         hours: time on the clock.
-        leak: keep ``LEAK_BYTES`` of every frame.
+        leak_bytes: keep so many bytes of every frame.
     """
     from flowportrait.live.session import LiveSession
 
@@ -99,8 +99,8 @@ def simulate_session(
         while session.generate():
             pass
         session.tick()
-        if leak:
-            kept.append(os.urandom(LEAK_BYTES))
+        if leak_bytes:
+            kept.append(os.urandom(leak_bytes))
         if index % round(SAMPLE_EVERY * FPS) == 0:
             curve.read(now)
     return curve

@@ -23,7 +23,7 @@ const base64 = async blob => {
 
 class Client {
   constructor() {
-    this.frames = []; this.messages = []; this.pictures = []; this.watching = false;
+    this.frames = []; this.messages = []; this.pictures = []; this.voices = []; this.watching = false;
     this.events = {};                  // what happened when: offered, answered, connected, first frame, ended
   }
 
@@ -54,7 +54,7 @@ class Client {
     this.watching = true;
     await wait(before + 2 * FRAME_MS);
     this.recording = true;
-    const time = performance.now(), firstMessage = this.messages.length;
+    const time = performance.now(), firstMessage = this.messages.length, firstVoice = this.voices.length;
     const running = action();
     await wait(after);
     this.watching = this.recording = false;
@@ -66,7 +66,14 @@ class Client {
       if (shown >= time - before && shown <= time + after) kept.push([number, shown, await this.encode(picture)]);
       else this.drop(picture);
     }
-    return {time, pictures: kept, messages: this.messages.slice(firstMessage)};
+    return {time, pictures: kept, messages: this.messages.slice(firstMessage),
+            voices: this.voices.slice(firstVoice)};
+  }
+
+  // Writes down from now on when a voice begins to be played after silence.
+  async listen() {
+    const [audio, node] = await watchOnsets(this.stream, 0.02, time => this.voices.push(time));
+    node.connect(audio.destination);
   }
 
   // Sends speech in pieces; `pace` is the milliseconds between two pieces, 0 for all at once.
@@ -135,7 +142,7 @@ class Client {
 }
 
 class WebRtcClient extends Client {
-  async open(start, timeout) {
+  async open(start, timeout, jitter) {
     this.peer = new RTCPeerConnection();
     this.channel = this.peer.createDataChannel("flowportrait");
     this.channel.binaryType = "arraybuffer";
@@ -162,6 +169,7 @@ class WebRtcClient extends Client {
     this.session = session;
     this.location = answer.headers.get("Location");
     await this.peer.setRemoteDescription({type: "answer", sdp});
+    if (jitter !== null) for (const receiver of this.peer.getReceivers()) receiver.jitterBufferTarget = jitter;
     this.mark("answered");
     const end = performance.now() + timeout;
     while (!this.frames.length || this.channel.readyState !== "open") {
@@ -267,13 +275,14 @@ class LocalClient extends Client {
 
 // --- Click and flash ---
 
-// Runs in the audio thread: times at which a click that begins after silence is handed to the output.
-const CLICKS = `registerProcessor("clicks", class extends AudioWorkletProcessor {
+// Runs in the audio thread: times at which a sound that begins after silence is handed to the output.
+const ONSETS = `registerProcessor("onsets", class extends AudioWorkletProcessor {
+  constructor({processorOptions}) { super(); this.level = processorOptions.level; }
   process(inputs) {
     const samples = inputs[0][0];
     if (samples) for (let n = 0; n < samples.length; n++) {
       const now = currentTime + n / sampleRate;
-      if (Math.abs(samples[n]) > 0.1) {
+      if (Math.abs(samples[n]) > this.level) {
         // The wall clock is the only one that this thread shares with the page.
         if (!(now - this.last < 0.25)) this.port.postMessage(Date.now() + 1000 * n / sampleRate);
         this.last = now;
@@ -282,6 +291,17 @@ const CLICKS = `registerProcessor("clicks", class extends AudioWorkletProcessor 
     return true;
   }
 });`;
+
+// Calls back with the time of every onset of sound in a stream.
+async function watchOnsets(stream, level, found) {
+  const audio = new AudioContext({latencyHint: "interactive"});
+  await audio.resume();
+  await audio.audioWorklet.addModule(URL.createObjectURL(new Blob([ONSETS], {type: "text/javascript"})));
+  const node = new AudioWorkletNode(audio, "onsets", {processorOptions: {level}});
+  node.port.onmessage = event => found(event.data - performance.timeOrigin);
+  audio.createMediaStreamSource(stream).connect(node);
+  return [audio, node];
+}
 
 // Writes down when flashes are shown and when clicks are played.
 async function watchClicksAndFlashes(client, ms) {
@@ -294,14 +314,8 @@ async function watchClicksAndFlashes(client, ms) {
     if (level > 180 && !bright) flashes.push(shown);
     bright = level > 100;
   };
-  const audio = new AudioContext({latencyHint: "interactive"});
-  await audio.resume();
-  await audio.audioWorklet.addModule(URL.createObjectURL(new Blob([CLICKS], {type: "text/javascript"})));
-  const node = new AudioWorkletNode(audio, "clicks");
-  node.port.onmessage = event => {
-    clicks.push(event.data - performance.timeOrigin);
-  };
-  audio.createMediaStreamSource(client.stream).connect(node).connect(audio.destination);
+  const [audio, node] = await watchOnsets(client.stream, 0.1, time => clicks.push(time));
+  node.connect(audio.destination);
   await wait(ms);
   client.onFrame = null;
   const stats = await client.stats();
@@ -327,9 +341,9 @@ async function measureAnswer(client) {
 
 window.bench = {
   clients: [], wait, watchClicksAndFlashes, measureAnswer,
-  async connect({transport, start, timeout = 15000}) {
+  async connect({transport, start, timeout = 15000, jitter = null}) {
     const client = new ({webrtc: WebRtcClient, websocket: WebSocketClient, local: LocalClient})[transport]();
-    await client.open(start ?? {}, timeout);
+    await client.open(start ?? {}, timeout, jitter);
     this.clients.push(client);
     return this.clients.length - 1;
   },

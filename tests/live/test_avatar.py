@@ -273,3 +273,28 @@ print(time.time(), flush=True)
     ended_at = time.time()
     assert (done.returncode, done.stderr) == (0, "")
     assert ended_at - float(done.stdout) < 3
+
+
+def test_an_interruption_changes_pairs_that_wait(pipeline: AnimatePipeline, portrait: Portrait) -> None:
+    # A clock that is four times as slow: the machine may be busy.
+    avatar = LiveAvatar(portrait, checkpoint=pipeline, clock=lambda: time.monotonic() / 4)
+    tone = (0.2 * np.sin(2 * np.pi * 220 / 16_000 * np.arange(64_000))).astype(np.float32)
+    loud = list[bool]()
+
+    async def interrupt_speech() -> None:
+        async for _, sound in avatar.frames():
+            loud.append(bool(np.abs(sound).max() > 1e-4))
+            if len(loud) == 12:
+                avatar.push(tone, 16_000)
+            if sum(loud) == 6:
+                break
+        avatar.interrupt()
+        before = len(loud)
+        async for _, sound in avatar.frames():
+            loud.append(bool(np.abs(sound).max() > 1e-4))
+            if len(loud) == before + 8:
+                break
+
+    asyncio.run(asyncio.wait_for(interrupt_speech(), 120))
+    avatar.close()
+    assert not any(loud[-6:]), "of the two pairs that wait, the sound fades out in one at the latest"

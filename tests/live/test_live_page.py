@@ -220,6 +220,38 @@ def test_the_webcam_is_shown_and_reaches_the_avatar_until_it_is_switched_off(
         until_picture_changes(page, 15.0)
 
 
+def test_a_chosen_expression_reaches_the_face_and_a_new_session_begins_with_it(
+    page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, float]] = []
+    show_emotion = LiveAvatar.show_emotion
+
+    def note_and_show(avatar: LiveAvatar, weights: dict[str, float]) -> None:
+        show_emotion(avatar, weights)
+        asked.append(avatar.emotion)
+
+    def until_asked(weights: dict[str, float]) -> None:
+        for _ in range(500):
+            if asked and asked[-1] == weights:
+                return
+            page.wait_for_timeout(20)
+        raise AssertionError(f"{weights} was not asked for, but {asked}")
+
+    monkeypatch.setattr(LiveAvatar, "show_emotion", note_and_show)
+    start(page)
+    page.click("#emotion-menu summary")
+    page.check("[name=emotion][value=happy]")
+    until_asked({"happy": 0.6})
+    page.fill("#emotion-strength", "1")
+    until_asked({"happy": 1.0})
+    assert page.evaluate("document.querySelector('#emotion-menu').classList.contains('active')")
+    asked.clear()
+    page.set_input_files("#photo", portrait_path("astronaut"))
+    until_asked({"happy": 1.0})
+    page.check("[name=emotion][value='']", force=True)
+    until_asked({})
+
+
 def test_another_photo_is_shown_and_one_without_a_face_is_refused_with_a_sentence(page: Any, tmp_path: Path) -> None:
     page.expected = ("400",)
     start(page)
@@ -240,7 +272,14 @@ def test_another_photo_is_shown_and_one_without_a_face_is_refused_with_a_sentenc
 def test_it_fits_a_phone_and_nothing_is_cut(chromium: Any, server: LiveServer, scheme: str) -> None:
     options = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "color_scheme": scheme}
     with opened_page(chromium, server.url, **options) as page:
-        for step in (lambda: None, lambda: start(page), lambda: page.click("#sound-menu summary")):
+        steps = (
+            lambda: None,
+            lambda: start(page),
+            lambda: page.click("#sound-menu summary"),
+            lambda: page.keyboard.press("Escape"),
+            lambda: page.click("#emotion-menu summary"),
+        )
+        for step in steps:
             step()
             assert page.evaluate("document.documentElement.scrollWidth") == 360
             assert page.is_visible("#notice")

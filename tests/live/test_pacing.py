@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain, cycle, repeat
 
 import numpy as np
@@ -180,6 +181,97 @@ def test_a_late_picture_is_replaced_by_the_newest_and_sound_never_waits() -> Non
     assert all(sound == index for index, sound, _ in left)
     assert [picture for _, _, picture in left] == [*range(10), 9, 9, 9, 9, 9, *range(15, 28)]
     assert queue.late == 5
+
+
+def revised(index: int, revision: int = 1) -> LiveFrame:
+    return LiveFrame(index, "interrupted", np.ones(30, np.float32), np.zeros((1, 4), np.float32), revision=revision)
+
+
+def test_a_frame_that_is_revised_is_drawn_again_and_leaves_in_its_place() -> None:
+    queue = PictureQueue(np.array([-1]), delay=2)
+    for index in range(3):
+        queue.add(frame(index), index * PERIOD)
+        assert queue.take(lambda waiting: waiting[0].frame) is not None
+        queue.drawn(index, np.array([index]))
+    assert queue.take(lambda waiting: waiting[0].frame if waiting else None) is None
+    assert queue.leaving_after(0.5 * PERIOD) == 2
+    queue.revise([revised(1), revised(2)])
+    offered: list[int] = []
+    while (chosen := queue.take(lambda waiting: waiting[0].frame if waiting else None)) is not None:
+        assert chosen.revision == 1
+        offered.append(chosen.index)
+        queue.drawn(chosen.index, np.array([100 + chosen.index]), chosen.revision)
+    assert offered == [1, 2]
+    left = []
+    for index in range(3, 6):
+        queue.add(frame(index))
+        queue.drawn(index, np.array([index]))
+        pair = queue.leave()
+        assert pair is not None
+        left.append((pair[0].index, pair[0].state, int(pair[1][0])))
+    assert left == [(0, "idle", 0), (1, "interrupted", 101), (2, "interrupted", 102)]
+    assert queue.late == 0
+
+
+def test_a_revised_frame_that_is_not_drawn_in_time_leaves_with_its_older_picture_and_counts_as_late() -> None:
+    queue = PictureQueue(np.array([-1]), delay=1)
+    queue.add(frame(0))
+    queue.drawn(0, np.array([0]))
+    queue.revise([revised(0)])
+    queue.add(frame(1))
+    pair = queue.leave()
+    assert pair is not None
+    assert (pair[0].revision, int(pair[1][0]), queue.late) == (1, 0, 1)
+    # The drawing of what it was before, when that ends late, takes the place of no newer picture.
+    queue.drawn(1, np.array([7]), 1)
+    queue.drawn(1, np.array([1]), 0)
+    queue.revise([revised(1)])
+    queue.add(frame(2))
+    pair = queue.leave()
+    assert pair is not None
+    assert (int(pair[1][0]), queue.late) == (7, 1)
+
+
+class Change:
+    """How long a change takes from its call until its first frame leaves, drawn as it is after the change."""
+
+    def __init__(self, drawing: float, revises: bool, calls: int = 300) -> None:
+        rng = np.random.default_rng(0)
+        self.waits = [self._once(drawing, revises, float(rng.uniform(0, PERIOD)), rng) for _ in range(calls)]
+
+    def _once(self, drawing: float, revises: bool, after: float, rng: np.random.Generator) -> float:
+        queue, schedule = PictureQueue(np.array([-1]), DELAY), DrawingSchedule()
+        busy_until, drawing_now, called, time = 0.0, None, 20 * PERIOD + after, 0.0
+        has_changed, step, index = False, 0.0005, 0
+        while time < 30 * PERIOD:
+            if drawing_now is not None and time >= busy_until:
+                queue.drawn(drawing_now.index, np.array([drawing_now.state == "interrupted"]), drawing_now.revision)
+                schedule.record_drawing(drawing)
+                drawing_now = None
+            if not has_changed and time >= called:
+                has_changed = True
+                count = queue.leaving_after(time + schedule.redrawing_seconds) if revises else 0
+                queue.revise([revised(n) for n in range(index - count, index)])
+            if time >= index * PERIOD:
+                queue.add(revised(index, 0) if has_changed else frame(index), (index + DELAY) * PERIOD)
+                index += 1
+                if (pair := queue.leave()) is not None and pair[0].state == "interrupted" and pair[1][0]:
+                    assert queue.late <= 1 + DELAY, "frames before the first drawing"
+                    return time - called
+            if drawing_now is None:
+                drawing_now = queue.take(partial(schedule.next_frame, time, motion_due=None))
+                busy_until = time + drawing
+            time += step
+        raise AssertionError("the change never left")
+
+
+@pytest.mark.parametrize("drawing", [0.015, 0.025, 0.032])
+def test_a_change_leaves_sooner_if_waiting_frames_are_revised(drawing: float) -> None:
+    before, now = (Change(drawing, revises).waits for revises in (False, True))
+    assert np.mean(before) == pytest.approx((DELAY + 0.5) * PERIOD, abs=0.003)
+    # As soon as it can be drawn, and then at the next frame that leaves.
+    assert np.mean(now) == pytest.approx(1.5 * drawing + 0.5 * PERIOD, abs=0.006)
+    assert max(now) < 1.5 * drawing + PERIOD + 0.004
 
 
 def test_pictures_that_come_late_are_shown_as_soon_as_they_are_there() -> None:

@@ -22,6 +22,7 @@ CLIENT: list[dict[str, Any]] = [
     {"type": "close"}, {"type": "ping", "id": 1}, {"type": "microphone", "use": "speech"},
     {"type": "microphone", "use": "listen"}, {"type": "microphone", "use": "off"},
     {"type": "camera", "use": "drive"}, {"type": "camera", "use": "off"},
+    {"type": "emotion", "weights": {"happy": 0.6, "surprised": 0.2}}, {"type": "emotion", "weights": {}},
 ]  # fmt: skip
 EVENTS: list[dict[str, Any]] = [
     {"type": "response.output_audio.delta", "delta": "AAAA", "item_id": "i"},
@@ -69,7 +70,8 @@ def test_other_realtime_events_are_ignored(name: str) -> None:
     {"type": "speak", "text": "x" * 20_001}, {"type": "camera", "use": "listen"}, {"type": "start", "version": 2},
     {"type": "start", "speech_rate": 7999}, {"type": "start", "video": "gif"}, {"type": 1}, {}, [], None, "finish",
     {"type": "input_audio_buffer.append"}, {"type": "finish", "\ud800": 1}, {"type": "finish", "x" * 10**6: 1},
-], ids=map(str, range(17)))  # fmt: skip
+    {"type": "emotion"}, {"type": "emotion", "weights": {"happy": "much"}},
+], ids=map(str, range(19)))  # fmt: skip
 def test_a_wrong_message_is_one_short_sentence_that_can_be_sent(fields: Any) -> None:
     with pytest.raises(BadInput) as caught:
         protocol.parse_message(json.dumps(fields))

@@ -10,14 +10,8 @@ import pytest
 import torch
 
 from flowportrait.errors import BadInput
-from flowportrait.live.session import (
-    FADE_FRAMES,
-    MAX_QUEUED_SECONDS,
-    PATIENCE_FRAMES,
-    REST_FRAMES,
-    LiveFrame,
-    LiveSession,
-)
+from flowportrait.live.session import FADE_FRAMES, MAX_QUEUED_SECONDS, REST_FRAMES, LiveFrame, LiveSession
+from flowportrait.live.utterance import PATIENCE_FRAMES
 from flowportrait.rendering.motion_basis import BLINK, HEAD, LOWER_FACE
 
 RATE = 48_000
@@ -356,3 +350,112 @@ def test_the_next_chunk_is_needed_when_the_motion_before_it_runs_out() -> None:
     run_without_generating = [live.tick() for _ in range(5)]
     assert states(run_without_generating) == ["speaking"] * 5
     assert live.motion_due == live.next_time + 3 / 25
+
+
+def test_an_interruption_revises_the_frames_that_wait_and_nothing_jumps() -> None:
+    for at in range(30, 43):
+        for count in (1, 2):
+            live = session()
+            live.push(speech(10), RATE)
+            before = run(live, at)
+            live.interrupt()
+            assert live.revise(0) == []
+            changed = live.revise(count)
+            assert [(frame.index, frame.revision) for frame in changed] == [(at - count + n, 1) for n in range(count)]
+            assert live.revise(count) == [], "nothing new has happened"
+            shown = [*before[:-count], *changed, *run(live, 30)]
+            after = shown[at - count :]
+            assert (lips(after)[REST_FRAMES - 1 :] == 0).all()
+            assert [frame.spoken for frame in after] == [0] * len(after)
+            assert [bool(np.abs(frame.sound).max() > 0) for frame in after] == [True] + [False] * (len(after) - 1)
+            assert abs(after[0].sound[0, -1]) < 1e-3, "the sound fades out within the first of them"
+            assert abs(after[0].sound[0, 0] - before[-count].sound[0, 0]) < 1e-3
+            assert states(after)[:FADE_FRAMES] == ["interrupted"] * FADE_FRAMES
+            track = np.stack([frame.motion[LOWER_FACE] for frame in shown[at - count - 1 :]])
+            spoken = np.stack([frame.motion[LOWER_FACE] for frame in before[-15:]])
+            assert np.abs(np.diff(track, axis=0)).max() <= np.abs(np.diff(spoken, axis=0)).max()
+
+
+def test_speech_that_can_begin_begins_in_frames_that_wait_and_all_of_it_is_spoken() -> None:
+    for count in (1, 2):
+        live = session()
+        idle = run(live, 10)
+        live.push(speech(1.2), RATE)
+        live.finish()
+        while live.generate():
+            pass
+        changed = live.revise(count)
+        assert states(changed) == ["speaking"] * count
+        frames = [*idle[:-count], *changed, *run(live, 40)]
+        assert [frame.index for frame in frames] == list(range(50))
+        assert states(frames).count("speaking") == 30
+        assert sum(frame.spoken for frame in frames) == round(1.2 * RATE)
+        played = np.concatenate([frame.sound[0] for frame in frames if frame.spoken])
+        assert np.abs(played[: round(1.2 * RATE)] - speech(1.2)).max() < 1e-3
+        assert live.revise(2) == []
+
+
+def test_frames_with_speech_are_revised_by_an_interruption_alone() -> None:
+    live = session()
+    live.push(speech(2), RATE)
+    live.finish()
+    run(live, 20)
+    live.push(speech(2), RATE)
+    while live.generate():
+        pass
+    assert live.state == "speaking"
+    assert live.revise(2) == []
+
+
+def test_speech_at_the_pace_of_a_microphone_does_not_begin_before_its_motion_lasts() -> None:
+    live = session()
+    frames: list[LiveFrame] = []
+    for start in range(0, 3 * 16_000, 640):
+        live.push(speech(3, 16_000)[start : start + 640], 16_000)
+        while live.generate():
+            pass
+        for frame in live.revise(2):
+            frames[frame.index] = frame
+        frames.append(live.tick())
+    live.finish()
+    frames += run(live, 30)
+    assert "".join("s" if state == "speaking" else "." for state in states(frames)).strip(".") == "s" * 75
+
+
+def test_the_lips_part_with_the_first_sound_and_close_again_if_nobody_speaks() -> None:
+    live = session()
+    idle = run(live, 10)
+    live.push(speech(0.04), RATE)
+    changed = live.revise(1)
+    assert len(changed) == 1
+    before = lips(idle)[-2]
+    waiting = run(live, 5)
+    opened = lips([*changed, *waiting])
+    assert before == 0
+    assert (opened > 0).all()
+    assert (np.diff(opened) > 0).all()
+    assert {frame.state for frame in waiting} == {"idle"}
+    live.interrupt()
+    after = lips(run(live, 20))
+    assert (np.diff(after) <= 0).all()
+    assert after[-1] == 0
+
+
+def test_silence_moves_no_lips_and_lips_stay_parted_until_the_voice_begins() -> None:
+    class Still(LoudSource):
+        def _until(self, last: int) -> Iterable[torch.Tensor]:
+            for motion in super()._until(last):
+                yield 0 * motion
+
+    live = LiveSession(Still)
+    live.push(np.zeros(RATE // 2, np.float32), RATE)
+    frames = run(live, 10)
+    assert (lips(frames) == 0).all()
+    live.interrupt()
+    run(live, 10)
+    live.push(np.concatenate([np.zeros(RATE * 4 // 25, np.float32), speech(0.8)]), RATE)
+    live.finish()
+    run(live, 1)
+    parted = lips(run(live, 2))
+    assert (parted > 0).all()
+    assert (lips(run(live, 18))[10:] == 0).all()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import click_and_flash, live_analysis, live_bench, live_clients, live_memory
+from benchmarks import click_and_flash, live, live_analysis, live_bench, live_clients, live_memory
 from benchmarks.__main__ import main
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,6 +78,18 @@ def test_movement_begins_where_the_mouth_opens_and_ends_where_it_rests() -> None
     assert live_analysis.time_to_rest(times, mouth.moves(openings)) == 600
     openings[times >= 160] += 0.08
     assert live_analysis.time_to_rest(times, mouth.moves(openings)) is None
+
+
+def test_lips_that_prepare_to_speak_are_told_from_lips_that_speak() -> None:
+    times = 40.0 * np.arange(-12, 30)
+    openings = np.full(len(times), 0.004)
+    mouth = live_analysis.RestingMouth.from_idle(openings)
+    openings[times >= 80] = 0.054
+    assert live_analysis.first_movement(times, mouth.moves(openings)) == 80
+    assert live.first_wide(times, mouth, openings) is None
+    openings[times >= 400] = 0.09
+    openings[times == -80] = 0.09
+    assert live.first_wide(times, mouth, openings) == 400
 
 
 @pytest.mark.slow
@@ -163,9 +175,9 @@ def test_a_session_that_leaks_is_found_and_one_that_does_not_is_flat() -> None:
 
     speech = np.zeros(16_000, np.int16)
     flat = live_memory.simulate_session(lambda utterance: Still(), speech, 0.1)
-    leaking = live_memory.simulate_session(lambda utterance: Still(), speech, 0.1, leak=True)
+    leaking = live_memory.simulate_session(lambda utterance: Still(), speech, 0.1, leak_bytes=2**14)
     assert abs(flat.new_objects) < 20_000
-    leak = live_memory.LEAK_BYTES * FPS * 3600 / 2**20
+    leak = 2**14 * FPS * 3600 / 2**20  # so much that it cannot hide in memory that the process has freed before
     assert leaking.slope > flat.slope + leak / 2
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 
@@ -22,12 +23,14 @@ import torch
 from flowportrait.errors import BadInput
 from flowportrait.live.driving import FaceDriver
 from flowportrait.live.pacing import DrawingSchedule, PictureQueue
-from flowportrait.live.session import MAX_QUEUED_SECONDS, LiveSession, MotionSource, State
+from flowportrait.live.session import MAX_QUEUED_SECONDS, LiveSession, State
 from flowportrait.live.threads import start_thread
+from flowportrait.live.utterance import MotionSource
 from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import FPS
 from flowportrait.models.conditioning import encode_portraits
+from flowportrait.models.prosody_motion import voice_follower
 from flowportrait.models.sampler import GenerationSession
 from flowportrait.pipelines.animate import AnimatePipeline
 from flowportrait.pipelines.inputs import ImageInput, image_display_name, read_photo, synthesize_speech
@@ -116,7 +119,7 @@ class LivePortrait:
         """
         return GenerationSession(
             self.pipeline.generator, seed, intensity=intensity, portrait=self._tokens,
-            enhancer=self.pipeline.enhancer if denoise else None,
+            enhancer=self.pipeline.enhancer if denoise else None, follower=voice_follower("auto"),
         )  # fmt: skip
 
 
@@ -179,10 +182,11 @@ class LiveAvatar:
         self._draw, self._size, self._clock = shared.draw, shared.size, clock
         self._session = LiveSession(open_source, seed=seed, rate=rate, clock=clock, max_queued=max_queued)
         self._queue, self._schedule = PictureQueue(shared.neutral_picture), DrawingSchedule()
-        self._closed, self._work_came, self._drawn = False, Event(), -1
+        self._closed, self._work_came = False, Event()
         self._interruptions = self._played_samples = 0
         self._driver: FaceDriver | None = None
         self._thread: Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._error: BaseException | None = None
         self._reader: weakref.ref[_FrameReader] | None = None
 
@@ -200,6 +204,11 @@ class LiveAvatar:
     def played_samples(self) -> int:
         """Samples of pushed speech, at ``rate``, that have left with all pairs so far."""
         return self._played_samples
+
+    @property
+    def waiting_samples(self) -> int:
+        """Samples of pushed speech, at ``rate``, that have not left and were not dropped."""
+        return self._session.queued_samples + self._queue.spoken
 
     @property
     def state(self) -> State:
@@ -228,6 +237,7 @@ class LiveAvatar:
         """
         self._check_open()
         self._session.push(samples, rate)
+        self._revise()
         self._work_came.set()
 
     def hear(self, samples: np.ndarray | bytes, rate: int) -> None:
@@ -288,15 +298,43 @@ class LiveAvatar:
             self._driver.close()
             self._driver = None
 
+    def show_emotion(self, weights: Mapping[str, float]) -> None:
+        """Show an emotion, such as ``{"happy": 0.6}``, which takes a second to come; ``{}`` ends it as slowly.
+
+        A face that is driven shows the driver's expression alone.
+
+        Args:
+            weights: from 0 to 1, and 1 in all, by emotion: happy, sad, angry, surprised, afraid.
+
+        Raises:
+            BadInput: a name or a weight is not possible, or the avatar is closed.
+        """
+        self._check_open()
+        self._session.show_emotion(weights)
+
+    @property
+    def emotion(self) -> dict[str, float]:
+        """The weights of the emotion that is shown, or approached."""
+        return self._session.emotion
+
     def finish(self) -> None:
         """End the current utterance: what was pushed is spoken to its end."""
         self._session.finish()
+        self._revise()
         self._work_came.set()
 
     def interrupt(self) -> None:
         """Stop speaking: waiting speech is dropped, and the lips come to rest within 300 ms."""
         self._interruptions += 1
         self._session.interrupt()
+        self._revise()
+
+    def _revise(self) -> None:
+        """Let what has happened show in the frames that have not left, as far as they can still be drawn."""
+        count = self._queue.leaving_after(self._clock() + self._schedule.redrawing_seconds)
+        if count and (frames := self._session.revise(count)):
+            self._queue.revise(frames)
+            self._work_came.set()
 
     async def speak(self, text: str, voice: str | None = None) -> None:
         """Speak a text sentence by sentence; returns when all of it is queued, or at an interruption.
@@ -333,6 +371,7 @@ class LiveAvatar:
 
     async def _pairs(self) -> AsyncGenerator[tuple[np.ndarray, np.ndarray]]:
         self._session.restart_clock()
+        self._loop = asyncio.get_running_loop()
         if self._thread is None:
             self._thread = start_thread(self._work, self.close, "live avatar")
         while not self._closed:
@@ -387,12 +426,11 @@ class LiveAvatar:
     def _draw_next(self) -> bool:
         """Draw the frame whose turn it is; return whether there was one."""
         began = self._clock()
-        waiting, motion_due = self._queue.waiting(self._drawn), self._session.motion_due
-        frame = self._schedule.next_frame(began, waiting, motion_due)
+        motion_due = self._session.motion_due
+        frame = self._queue.take(lambda waiting: self._schedule.next_frame(began, waiting, motion_due))
         if frame is None:
             return False
-        self._drawn = frame.index
-        self._queue.drawn(frame.index, self._draw(frame.motion))
+        self._queue.drawn(frame.index, self._draw(frame.motion), frame.revision)
         self._schedule.record_drawing(self._clock() - began)
         return True
 
@@ -402,6 +440,10 @@ class LiveAvatar:
         if not self._session.generate():
             return False
         self._schedule.record_generation(self._clock() - began)
+        if self._loop is not None:
+            # Speech that can begin now need not wait for the next tick.
+            with suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._revise)
         return True
 
 

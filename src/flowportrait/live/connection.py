@@ -193,6 +193,8 @@ class LiveConnection:
                 self._microphone = message.use
             case protocol.CameraMessage():
                 self._use_camera(message.use)
+            case protocol.EmotionMessage():
+                self._avatar.show_emotion(message.weights)
             case protocol.AudioDeltaEvent():
                 self._push(protocol.decode_sound(message.delta), protocol.REALTIME_RATE)
             case protocol.AudioAppendEvent():

@@ -7,12 +7,15 @@ Of the frames that wait, the earliest one that can still be drawn in time is dra
 that cannot is skipped, as it would make the next one late as well. Motion is generated where no frame waits, or where
 speech would run out of it if one more frame were drawn first: time that a drawing gains is its only reserve against a
 pause of the machine. How long both take is the median of the last few times, so a single pause changes no decision.
+
+Frames that wait are changed where an interruption or the beginning of speech would else come 80 ms later than it can be
+drawn (``LiveSession.revise``): the reserve of two frames is for steady motion alone.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from threading import Lock
 from typing import NamedTuple
@@ -37,7 +40,7 @@ class WaitingFrame(NamedTuple):
 class PictureQueue:
     """Pairs frames with their pictures: a frame leaves a fixed time after its tick, with the newest picture there is.
 
-    One thread adds frames and takes pairs, one other thread draws.
+    One thread adds frames, changes them and takes pairs; one other thread draws.
     """
 
     def __init__(self, first: np.ndarray, delay: int = 2) -> None:
@@ -49,7 +52,9 @@ class PictureQueue:
         """
         self.delay, self.late, self.left = delay, 0, 0
         self._frames: deque[WaitingFrame] = deque()
-        self._pictures: deque[tuple[int, np.ndarray]] = deque([(-1, first)])
+        # By the index of the frame; of a frame that was made anew, the newest picture.
+        self._pictures: dict[int, tuple[int, np.ndarray]] = {-1: (0, first)}
+        self._taken = -1
         self._lock = Lock()
 
     def add(self, frame: LiveFrame, due: float = 0.0) -> None:
@@ -60,12 +65,51 @@ class PictureQueue:
     def waiting(self, after: int) -> list[WaitingFrame]:
         """Return the frames after the one of that number, the earliest first."""
         with self._lock:
-            return [waiting for waiting in self._frames if waiting.frame.index > after]
+            return self._waiting_after(after)
 
-    def drawn(self, index: int, picture: np.ndarray) -> None:
-        """Add the picture of a frame."""
+    def take(self, choose: Callable[[list[WaitingFrame]], LiveFrame | None]) -> LiveFrame | None:
+        """Return the frame to draw, or None; it and those before it are not offered again unless they are revised.
+
+        Args:
+            choose: returns one of the frames that wait for their pictures, the earliest first, or None.
+        """
         with self._lock:
-            self._pictures.append((index, picture))
+            frame = choose(self._waiting_after(self._taken))
+            if frame is not None:
+                self._taken = frame.index
+            return frame
+
+    def _waiting_after(self, index: int) -> list[WaitingFrame]:
+        return [waiting for waiting in self._frames if waiting.frame.index > index]
+
+    @property
+    def spoken(self) -> int:
+        """Samples of pushed speech in the frames that have not left."""
+        with self._lock:
+            return sum(waiting.frame.spoken for waiting in self._frames)
+
+    def leaving_after(self, time: float) -> int:
+        """Return how many frames leave after a time and can be changed until then."""
+        with self._lock:
+            return sum(waiting.due > time for waiting in self._frames)
+
+    def revise(self, frames: Sequence[LiveFrame]) -> None:
+        """Put frames in the places of those with the same indices; they are drawn anew.
+
+        A frame that is not drawn in time leaves with the picture that it had before, and counts as late.
+        """
+        changed = {frame.index: frame for frame in frames}
+        with self._lock:
+            self._frames = deque(
+                waiting._replace(frame=changed.get(waiting.frame.index, waiting.frame)) for waiting in self._frames
+            )
+            self._taken = min([self._taken, *(index - 1 for index in changed)])
+
+    def drawn(self, index: int, picture: np.ndarray, revision: int = 0) -> None:
+        """Add the picture of a frame, for the revision of the frame that was drawn."""
+        with self._lock:
+            if index not in self._pictures or self._pictures[index][0] <= revision:
+                self._pictures[index] = revision, picture
 
     def leave(self) -> tuple[LiveFrame, np.ndarray] | None:
         """Return the oldest frame with its picture, or with the newest there is; None while it has time to be drawn."""
@@ -73,11 +117,13 @@ class PictureQueue:
             if len(self._frames) <= self.delay:
                 return None
             frame = self._frames.popleft().frame
-            while len(self._pictures) > 1 and self._pictures[1][0] <= frame.index:
-                self._pictures.popleft()
+            newest = max(index for index in self._pictures if index <= frame.index)
+            for index in [index for index in self._pictures if index < newest]:
+                del self._pictures[index]
+            revision, picture = self._pictures[newest]
             self.left += 1
-            self.late += self._pictures[0][0] != frame.index
-            return frame, self._pictures[0][1]
+            self.late += (newest, revision) != (frame.index, frame.revision)
+            return frame, picture
 
 
 class DrawingSchedule:
@@ -102,6 +148,11 @@ class DrawingSchedule:
             return None
         # If no frame can be drawn in time, the newest one is shown longest.
         return next((one.frame for one in waiting if now + drawing <= one.due), waiting[-1].frame)
+
+    @property
+    def redrawing_seconds(self) -> float:
+        """Seconds in which a frame can be drawn from now on although the thread may be in the middle of another one."""
+        return 1.5 * median(self._drawing)
 
     @property
     def last_drawing(self) -> float:

@@ -63,11 +63,16 @@ class SpeechPlayback:
 
     def __init__(self, avatar: LiveAvatar) -> None:
         self.avatar, self.rate = avatar, avatar.rate
-        self.pushed = self.played = 0
-        """Samples of speech that were pushed and not dropped, and those that have left, since the avatar was made."""
+        self.played = 0
+        """Samples of speech that have left."""
         self.interruptions = 0
         self._interrupted_until = 0
         self._played_before = avatar.played_samples
+
+    @property
+    def pushed(self) -> int:
+        """Samples of speech that were pushed and not dropped: those that have left, and those that wait."""
+        return self.avatar.played_samples - self._played_before + self.avatar.waiting_samples
 
     @property
     def is_over(self) -> bool:
@@ -92,23 +97,17 @@ class SpeechPlayback:
             await asyncio.sleep(_ROOM_SECONDS)
             if self.interruptions != interruptions:
                 return False
-        before = self._queued
         self.avatar.push(samples, rate)
-        self.pushed += self._queued - before
         return True
 
     def finish(self) -> None:
         """End the utterance: what was pushed is spoken to its end."""
-        before = self._queued
         self.avatar.finish()
-        self.pushed += self._queued - before
 
     def interrupt(self) -> None:
         """Stop speaking and drop the speech that waits; what is on its way leaves as ``interrupted``."""
         self.interruptions += 1
-        before = self._queued
         self.avatar.interrupt()
-        self.pushed -= before - self._queued
         self._interrupted_until = self.pushed
 
     async def frames(self) -> AsyncIterator[PlayedFrame]:
@@ -120,10 +119,6 @@ class SpeechPlayback:
             fading = spoken == 0 and bool(sound.any())
             interrupted = fading or (spoken > 0 and self.played <= self._interrupted_until)
             yield PlayedFrame(picture, sound, spoken, interrupted)
-
-    @property
-    def _queued(self) -> int:
-        return round(self.avatar.queued_seconds * self.rate)
 
 
 class AvatarSource:

@@ -26,6 +26,7 @@ from pydantic.json_schema import models_json_schema
 from flowportrait.errors import BadInput
 from flowportrait.live.session import State
 from flowportrait.media.video import FPS
+from flowportrait.rendering.emotion import EMOTIONS
 
 PROTOCOL_VERSION = 1
 CHANNEL = "flowportrait"
@@ -113,6 +114,15 @@ class CameraMessage(_Message):
     use: Literal["drive", "off"]
 
 
+class EmotionMessage(_Message):
+    """The emotion that the face shows from now on; it takes a second to come, and no weights end it."""
+
+    type: Literal["emotion"] = "emotion"
+    weights: dict[str, float] = Field(
+        description=f"From 0 to 1, and 1 in all, by emotion: {', '.join(EMOTIONS)}.", max_length=len(EMOTIONS)
+    )
+
+
 class _RealtimeEvent(_Message):
     """An event of OpenAI's Realtime interface; its other fields are of no use here."""
 
@@ -147,7 +157,7 @@ class AudioAppendEvent(_RealtimeEvent):
 
 ClientMessage = (
     StartMessage | SpeakMessage | FinishMessage | InterruptMessage | CloseMessage | PingMessage | MicrophoneMessage
-    | CameraMessage | AudioDeltaEvent | AudioDoneEvent | SpeechStartedEvent | AudioAppendEvent
+    | CameraMessage | EmotionMessage | AudioDeltaEvent | AudioDoneEvent | SpeechStartedEvent | AudioAppendEvent
 )  # fmt: skip
 CLIENT_MESSAGES: tuple[type[_Message], ...] = ClientMessage.__args__
 _CLIENT: TypeAdapter[ClientMessage] = TypeAdapter(Annotated[ClientMessage, Field(discriminator="type")])

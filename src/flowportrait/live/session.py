@@ -3,7 +3,7 @@
     push(speech) ─► utterance ─ generate() ─► its motion and sound ─┐
     hear(other voice) ─────────► idle motion ───────────────────────┼─► tick(): motion and 40 ms of sound of frame n
     drive(motion of a webcam) ──────────────────────────────────────┘
-    interrupt(), finish()
+    interrupt(), finish(), show_emotion(weights)
 
 Driven motion replaces idle motion. While the face speaks, the speech moves the lips and the driver everything else: the
 sound of speech leaves later than it came, with lips made for it, and those of the webcam would be ahead.
@@ -12,26 +12,33 @@ Frame n has the time n / 25 s after the start, whatever happened before, so soun
 ``tick`` is quick; the networks run in ``generate``, which another thread may call. The session draws no pictures:
 ``pacing.PictureQueue`` pairs drawn pictures with the frames, and repeats the newest where one is late.
 
+A frame leaves some time after its tick, in which it is drawn. What happens meanwhile does not wait for the next tick:
+``revise`` makes the last frames anew, with an interruption or with speech that begins.
+
 From one kind of motion to another the face moves within seven frames, the lips faster; after an interruption the lips
-are at rest after four frames (160 ms).
+are at rest after four frames (160 ms). With the first sound of an utterance the lips part, before there is enough of it
+to speak (``preparation.py``).
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
-import torch
 
 from flowportrait.errors import BadInput
+from flowportrait.live.expression import EasedEmotion
 from flowportrait.live.idle import IdleMotion, OtherVoice
-from flowportrait.live.sound import SampleQueue, StreamResampler, read_samples
-from flowportrait.media.audio import SAMPLE_RATE, SAMPLES_PER_FRAME
+from flowportrait.live.preparation import SpeechPreparation
+from flowportrait.live.sound import StreamResampler, read_samples
+from flowportrait.live.utterance import MotionSource, Utterance
+from flowportrait.media.audio import SAMPLE_RATE
 from flowportrait.media.video import FPS
 from flowportrait.rendering.motion_basis import LOWER_FACE, MOTION_DIM
 
@@ -43,30 +50,8 @@ REST_FRAMES, OPENING_FRAMES = 4, 3
 """The same for the lips: when they come to rest, and when they begin to speak."""
 MAX_QUEUED_SECONDS = 60.0
 """Seconds of speech that may wait to be spoken."""
-PATIENCE_FRAMES = 8
-"""Frames without new sound after which an utterance is over, even if nobody said so."""
-
-_START_FRAMES = 10
-"""Frames of sound with which an utterance starts, if they arrive as fast as they are spoken. A chunk needs seven; its
-last frame waits for the next chunk, which needs eleven: a start before the ninth would run out of motion, and the
-tenth is for generating and for packets that come late."""
-_FAST_START_FRAMES, _LEAD_FRAMES = 7, 5
-"""Frames of sound with which an utterance starts if so many more have arrived than time has passed, as from a voice
-that is synthesized faster than it is spoken."""
-_READY_FRAMES = 8
-"""Frames of motion that are generated in advance."""
-_FIRST_PIECE, _PIECE = 7 * SAMPLES_PER_FRAME, 4 * SAMPLES_PER_FRAME
-"""Samples that the generator is given at once: those of one chunk, so that no call takes long."""
-
-
-class MotionSource(Protocol):
-    """Interface of what turns the speech of one utterance into motion, such as ``GenerationSession``."""
-
-    def push(self, audio: np.ndarray) -> Iterable[torch.Tensor]:
-        """Take 16 kHz samples ``[n]`` and return the motion ``[t, 30]`` that they complete."""
-
-    def finish(self) -> Iterable[torch.Tensor]:
-        """Return the remaining motion."""
+MAX_REVISED = 4
+"""Frames that can be made anew at most."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +64,7 @@ class LiveFrame:
         motion: ``[30]`` float32.
         sound: the 40 ms of sound that belong to it, ``[1, rate / 25]`` float32.
         spoken: how many of its samples are pushed speech; 0 for silence and for speech that fades out.
+        revision: how many times the frame was made anew.
     """
 
     index: int
@@ -86,93 +72,7 @@ class LiveFrame:
     motion: np.ndarray
     sound: np.ndarray
     spoken: int = 0
-
-
-class _Utterance:
-    """Speech that was pushed without an end between, its motion, and the sound that is played with it."""
-
-    def __init__(self, open_source: Callable[[], MotionSource], rate: int) -> None:
-        self._open_source, self._rate = open_source, rate
-        self._source: MotionSource | None = None
-        self._to_speech, self._to_played = StreamResampler(SAMPLE_RATE), StreamResampler(rate)
-        self.speech, self.played = SampleQueue(), SampleQueue()
-        self.motion: deque[np.ndarray] = deque()
-        self.pushed = 0
-        """Samples of speech so far, at 16 kHz."""
-        self.finished = self.generated = self.started = False
-        self.waited = self.age = 0
-        """Frames since the last sound arrived, and since the first one."""
-
-    def push(self, samples: np.ndarray, rate: int) -> None:
-        self._add(self._to_speech.push(samples, rate), self._to_played.push(samples, rate))
-        self.waited = 0
-
-    def finish(self) -> None:
-        if not self.finished:
-            self._add(self._to_speech.finish(), self._to_played.finish())
-            self.finished = True
-
-    def _add(self, speech: np.ndarray, played: np.ndarray) -> None:
-        self.pushed += len(speech)
-        self.speech.add(speech)
-        self.played.add(played)
-
-    def generate(self) -> bool:
-        """Generate the next chunk if it is needed and possible; return whether anything was done."""
-        if not self.can_generate:
-            return False
-        # Read first: everything that was pushed before the end is then in the queue.
-        finished, piece = self.finished, self._piece
-        if len(self.speech) >= piece or (finished and len(self.speech)):
-            # Opened here and not with the first sound, because it runs a network.
-            self._source = self._source or self._open_source()
-            self._keep(self._source.push(self.speech.take(piece)))
-        elif finished:
-            if self._source:
-                self._keep(self._source.finish())
-            self.generated = True
-        else:
-            return False
-        return True
-
-    @property
-    def can_generate(self) -> bool:
-        """Whether the next chunk is needed, and its sound is there."""
-        if self.generated or len(self.motion) >= _READY_FRAMES:
-            return False
-        return self.finished or len(self.speech) >= self._piece
-
-    @property
-    def _piece(self) -> int:
-        return _PIECE if self._source else _FIRST_PIECE
-
-    def _keep(self, chunks: Iterable[torch.Tensor]) -> None:
-        for chunk in chunks:
-            self.motion.extend(chunk.numpy())
-
-    @property
-    def _has_enough(self) -> bool:
-        """Whether the sound so far suffices to start without running out of motion soon."""
-        frames = self.pushed / SAMPLES_PER_FRAME
-        fast = frames >= _FAST_START_FRAMES and frames - self.age >= _LEAD_FRAMES
-        return self.finished or frames >= _START_FRAMES or fast
-
-    @property
-    def is_over(self) -> bool:
-        return self.generated and not self.motion
-
-    def next(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return motion ``[30]`` and sound ``[n]`` of the next frame; None if they are not there yet."""
-        self.started = self.started or (self._has_enough and bool(self.motion))
-        size = self._rate // FPS
-        has_sound = len(self.played) >= size or self.finished
-        if self.started and self.motion and has_sound:
-            return self.motion.popleft(), self.played.take(size)
-        if not self.finished and len(self.speech) < self._piece:
-            self.waited += 1
-            if self.waited >= PATIENCE_FRAMES:
-                self.finish()
-        return None
+    revision: int = 0
 
 
 class LiveSession:
@@ -181,9 +81,6 @@ class LiveSession:
     ``push``, ``hear``, ``interrupt``, ``finish`` and ``tick`` are called by one thread; ``generate`` by that one or by
     one other.
     """
-
-    _DRIVER = object()
-    """The source of driven motion, for crossfades."""
 
     def __init__(
         self,
@@ -213,12 +110,15 @@ class LiveSession:
         self._open_source, self._clock, self._max_queued = open_source, clock, max_queued
         self._begin = clock()
         self._idle, self._other, self._to_heard = IdleMotion(seed), OtherVoice(), StreamResampler(SAMPLE_RATE)
-        self._utterances: deque[_Utterance] = deque()
-        self._opened = 0
-        self._motion = np.zeros(MOTION_DIM, np.float32)
+        self._utterances: deque[Utterance] = deque()
+        self._opened = self._prepared = 0
         self._driven: np.ndarray | None = None
-        self._lips, self._rest = _Crossfade(LOWER_FACE), _Crossfade(slice(LOWER_FACE.stop, MOTION_DIM))
-        self._interrupted_frames, self._tail = FADE_FRAMES, np.zeros(0, np.float32)
+        self._emotion = EasedEmotion()
+        self._face, self._tail = _FaceState(SpeechPreparation(seed)), _NO_SOUND
+        self._recent: deque[_RecentFrame] = deque(maxlen=MAX_REVISED)
+        # What has happened to the face since the last tick.
+        self._events: list[Callable[[_FaceState], None]] = []
+        self._has_changed = self._was_interrupted = False
 
     # --- Input ---
 
@@ -240,9 +140,18 @@ class LiveSession:
                 "push it later, in smaller pieces."
             )
         if not self._utterances or self._utterances[-1].finished:
-            self._utterances.append(_Utterance(partial(self._open_source, self._opened), self.rate))
+            self._utterances.append(Utterance(partial(self._open_source, self._opened), self.rate))
             self._opened += 1
         self._utterances[-1].push(mono, rate)
+        first = self._utterances[0]
+        if (
+            self._prepared != self._opened
+            and len(self._utterances) == 1
+            and first.begins_with_voice
+            and not first.started
+        ):
+            self._prepared = self._opened
+            self._apply(partial(_FaceState.prepare, number=self._opened))
 
     def hear(self, samples: np.ndarray | bytes, rate: int) -> None:
         """Take the voice of the other side, to which the face listens; it is not played.
@@ -271,6 +180,19 @@ class LiveSession:
                 raise BadInput(f"Motion of shape {motion.shape} cannot drive a face: give {MOTION_DIM} finite numbers.")
         self._driven = motion
 
+    def show_emotion(self, weights: Mapping[str, float]) -> None:
+        """Show an emotion from the next frame on, which takes a second to come; no weights end it as slowly.
+
+        A face that is driven shows the driver's expression alone.
+
+        Args:
+            weights: from 0 to 1 by emotion; see ``rendering.emotion.EMOTIONS``.
+
+        Raises:
+            BadInput: a name or a weight is not possible.
+        """
+        self._emotion.show(weights)
+
     def finish(self) -> None:
         """End the current utterance: what was pushed is spoken to its end."""
         if self._utterances:
@@ -279,13 +201,24 @@ class LiveSession:
     def interrupt(self) -> None:
         """Stop speaking: waiting speech is dropped, and the lips come to rest."""
         if self._utterances and self._utterances[0].started:
-            # The sound fades out over one frame, because a hard cut would click.
-            tail = self._utterances[0].played.take(self.rate // FPS)
-            self._tail = tail * np.linspace(1, 0, len(tail), dtype=np.float32)
-            self._interrupted_frames = 0
+            self._tail = _fade_out(self._utterances[0].played.take(self.rate // FPS))
+            self._was_interrupted = True
+            self._apply(_FaceState.interrupt)
+        elif self._utterances:
+            self._apply(_FaceState.relax)
         self._utterances.clear()
 
+    def _apply(self, event: Callable[[_FaceState], None]) -> None:
+        event(self._face)
+        self._events.append(event)
+        self._has_changed = True
+
     # --- Output ---
+
+    @property
+    def emotion(self) -> dict[str, float]:
+        """The weights of the emotion that is shown, or approached."""
+        return self._emotion.weights
 
     @property
     def is_driven(self) -> bool:
@@ -295,7 +228,12 @@ class LiveSession:
     @property
     def queued_seconds(self) -> float:
         """Seconds of sound that wait to be played."""
-        return sum(len(one.played) for one in self._utterances) / self.rate
+        return self.queued_samples / self.rate
+
+    @property
+    def queued_samples(self) -> int:
+        """The same in samples at ``rate``."""
+        return sum(len(one.played) for one in self._utterances)
 
     def has_room(self, seconds: float) -> bool:
         """Return whether so much more speech may wait; a first sentence that is longer than all of it is refused."""
@@ -332,42 +270,92 @@ class LiveSession:
     def tick(self) -> LiveFrame:
         """Return the next frame; the caller calls it once for each, when ``is_due``."""
         listening, pause = self._other.next()
-        while self._utterances and self._utterances[0].is_over:
-            self._utterances.popleft()
-        spoken = self._utterances[0].next() if self._utterances else None
+        before, spoken = self._face.copy(), self._next_speech()
         for utterance in self._utterances:
             utterance.age += 1
         # The idle motion goes on unseen, so that it depends on the number of the frame alone.
         idle = self._idle.next(listening and spoken is None, pause and spoken is None)
-        self.state = self._next_state(spoken is not None, listening)
-        self._motion = self._next_motion(idle, None if spoken is None else spoken[0])
-        sound = self._tail if spoken is None else spoken[1]
-        self._tail = self._tail[:0]
-        frame = LiveFrame(
-            self.index, self.state, self._motion, self._fit(sound), 0 if spoken is None else len(spoken[1])
-        )
+        surroundings = _Surroundings(idle, self._driven, self._emotion.next(self._driven is None), listening)
+        frame = self._make(surroundings, self.index, spoken, self._tail)
+        self._recent.append(_RecentFrame(frame, surroundings, before))
+        self._events, self._tail = [], _NO_SOUND
+        self._has_changed = self._was_interrupted = False
+        self.state = frame.state
         self.index += 1
         return frame
 
-    def _next_motion(self, idle: np.ndarray, spoken: np.ndarray | None) -> np.ndarray:
-        """Return the motion of this frame: speech moves the lips, a driver the rest, or else all that it can."""
-        speaker: object = None if spoken is None else self._utterances[0]
-        target = idle if spoken is None else spoken
-        lips, rest, mover = target, target, speaker
-        if self._driven is not None:
-            rest, mover = self._driven, self._DRIVER
-            lips = self._driven if spoken is None else spoken
-        lips_frames = REST_FRAMES if spoken is None else OPENING_FRAMES
-        return np.concatenate([
-            self._lips.next(self._motion, lips, speaker or mover, lips_frames),
-            self._rest.next(self._motion, rest, mover, FADE_FRAMES),
-        ])  # fmt: skip
+    def revise(self, count: int) -> list[LiveFrame]:
+        """Make the last frames anew if something has happened since their tick that changes them.
+
+        After an interruption they are silent, and the lips come to rest in them. In frames without speech, the lips
+        part, or the speech begins.
+
+        Args:
+            count: how many frames may be changed: those that have not left and can still be drawn.
+
+        Returns:
+            The changed frames, the earliest first; each takes the place of the one with its index.
+        """
+        recent = list(self._recent)[max(0, len(self._recent) - count) :]
+        if not self._was_interrupted:
+            while recent and any(one.frame.state == "speaking" for one in recent):
+                recent.pop(0)
+        speaking = 0 if self._was_interrupted else self._frames_to_start_ahead(len(recent))
+        if not self._has_changed:
+            recent = recent[len(recent) - speaking :]
+        if not recent:
+            return []
+        self._has_changed = False
+        self._face = recent[0].before.copy()
+        for event in self._events:
+            event(self._face)
+        for place, one in enumerate(recent):
+            if place:
+                one.before = self._face.copy()
+            old, tail = one.frame, one.frame.sound[0]
+            if self._was_interrupted:
+                tail = _NO_SOUND if place else _fade_out(tail) if old.spoken else tail
+            spoken = self._next_speech() if place >= len(recent) - speaking else None
+            one.frame = self._make(one.surroundings, old.index, spoken, tail, old.revision + 1)
+        if self._was_interrupted:
+            self._tail = _NO_SOUND
+        self.state = recent[-1].frame.state
+        return [one.frame for one in recent]
+
+    def _frames_to_start_ahead(self, most: int) -> int:
+        """Return how many frames before the next one the waiting utterance can start; 0 if it cannot, or has."""
+        if not self._utterances or self._utterances[0].started:
+            return 0
+        return next((ahead for ahead in range(most, 0, -1) if self._utterances[0].can_start(ahead)), 0)
+
+    def _next_speech(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return motion and sound of the next frame of speech; None while there is none."""
+        while self._utterances and self._utterances[0].is_over:
+            self._utterances.popleft()
+        return self._utterances[0].next() if self._utterances else None
+
+    def _make(
+        self,
+        surroundings: _Surroundings,
+        index: int,
+        spoken: tuple[np.ndarray, np.ndarray] | None,
+        tail: np.ndarray,
+        revision: int = 0,
+    ) -> LiveFrame:
+        """Return a frame with this speech, or with the end of what was interrupted."""
+        state = self._next_state(spoken is not None, surroundings.listening)
+        speaker = self._utterances[0] if spoken else None
+        motion = self._face.next_motion(surroundings, None if spoken is None else spoken[0], speaker)
+        sound = self._fit(tail if spoken is None else spoken[1])
+        motion = motion + surroundings.emotion
+        return LiveFrame(index, state, motion, sound, 0 if spoken is None else len(spoken[1]), revision)
 
     def _next_state(self, speaks: bool, listening: bool) -> State:
-        self._interrupted_frames = min(self._interrupted_frames + 1, FADE_FRAMES + 1)
+        face = self._face
+        face.interrupted_frames = min(face.interrupted_frames + 1, FADE_FRAMES + 1)
         if speaks or (self._utterances and self._utterances[0].started):
             return "speaking"
-        if self._interrupted_frames <= FADE_FRAMES:
+        if face.interrupted_frames <= FADE_FRAMES:
             return "interrupted"
         return "listening" if listening else "idle"
 
@@ -375,6 +363,86 @@ class LiveSession:
         result = np.zeros((1, self.rate // FPS), np.float32)
         result[0, : len(sound)] = sound
         return result
+
+
+@dataclass(frozen=True)
+class _Surroundings:
+    """What a frame is made of, other than speech.
+
+    Attributes:
+        idle: idle motion ``[30]``.
+        driven: motion ``[30]`` of a driver, if there is one.
+        emotion: what is added to the motion, ``[30]``.
+        listening: whether somebody else speaks.
+    """
+
+    idle: np.ndarray
+    driven: np.ndarray | None
+    emotion: np.ndarray
+    listening: bool
+
+
+class _FaceState:
+    """Where the face is, and on which way: all that a frame changes and that is restored to make it anew."""
+
+    _DRIVER = object()
+    """The source of driven motion, for crossfades."""
+
+    def __init__(self, preparation: SpeechPreparation) -> None:
+        self.preparation = preparation
+        self.interrupted_frames = FADE_FRAMES
+        self._motion = np.zeros(MOTION_DIM, np.float32)
+        self._lips, self._rest = _Crossfade(LOWER_FACE), _Crossfade(slice(LOWER_FACE.stop, MOTION_DIM))
+
+    def copy(self) -> _FaceState:
+        """Return a copy; arrays and utterances are not copied, because nothing changes them in place."""
+        result = copy.copy(self)
+        result.preparation = copy.copy(self.preparation)
+        result._lips, result._rest = copy.copy(self._lips), copy.copy(self._rest)
+        return result
+
+    def prepare(self, number: int) -> None:
+        """Begin to prepare for an utterance."""
+        self.preparation.begin(number)
+
+    def relax(self) -> None:
+        """No speech follows."""
+        self.preparation.relax()
+
+    def interrupt(self) -> None:
+        """Speech was interrupted."""
+        self.interrupted_frames = 0
+        self.preparation.relax()
+
+    def next_motion(
+        self, surroundings: _Surroundings, spoken: np.ndarray | None, utterance: Utterance | None
+    ) -> np.ndarray:
+        """Return the motion of a frame: speech moves the lips, a driver the rest, or else all that it can."""
+        if utterance is not None and utterance.voice_begins:
+            self.preparation.release()
+        speaker: object = utterance
+        preparation = self.preparation.next()
+        # The head goes on from where the preparation has moved it.
+        rest = surroundings.idle + preparation if spoken is None else spoken
+        lips, mover = (surroundings.idle if spoken is None else spoken) + preparation, speaker
+        if surroundings.driven is not None:
+            rest, mover = surroundings.driven, self._DRIVER
+            lips = surroundings.driven if spoken is None else spoken
+        lips_frames = REST_FRAMES if spoken is None else OPENING_FRAMES
+        self._motion = np.concatenate([
+            self._lips.next(self._motion, lips, speaker or mover, lips_frames),
+            self._rest.next(self._motion, rest, mover, FADE_FRAMES),
+        ])  # fmt: skip
+        return self._motion
+
+
+@dataclass
+class _RecentFrame:
+    """A frame that was made, its surroundings, and the face before it."""
+
+    frame: LiveFrame
+    surroundings: _Surroundings
+    before: _FaceState
 
 
 class _Crossfade:
@@ -402,6 +470,14 @@ class _Crossfade:
         self._faded += 1
         share = np.float32(_smooth(self._faded / frames))
         return self._start + share * (target[self._part] - self._start)
+
+
+_NO_SOUND = np.zeros(0, np.float32)
+
+
+def _fade_out(sound: np.ndarray) -> np.ndarray:
+    """Return one frame of sound that ends in silence; a hard cut would click."""
+    return sound * np.linspace(1, 0, len(sound), dtype=np.float32)
 
 
 def _smooth(share: float) -> float:

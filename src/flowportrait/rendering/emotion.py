@@ -63,12 +63,12 @@ def check_emotion(weights: Mapping[str, float], text: str | None = None) -> None
     """
     for name, weight in weights.items():
         if name not in EMOTIONS:
-            raise BadInput(f"--emotion knows no {name!r}: choose from {', '.join(EMOTIONS)}, such as happy=0.6.")
+            raise BadInput(f"The emotion {name!r} is unknown: choose from {', '.join(EMOTIONS)}, such as happy=0.6.")
         if not (math.isfinite(weight) and 0 <= weight <= 1):
             written = f"{weight:g}" if text is None else text
-            raise BadInput(f"--emotion {name}={written} is not possible: give a weight from 0 to 1.")
+            raise BadInput(f"The emotion {name}={written} is not possible: give a weight from 0 to 1.")
     if sum(weights.values()) > 1 + 1e-6:
-        raise BadInput(f"The weights of --emotion add up to {sum(weights.values()):g}: give 1 or less in all.")
+        raise BadInput(f"The weights of the emotions add up to {sum(weights.values()):g}: give 1 or less in all.")
 
 
 def emotion_offset(weights: Mapping[str, float]) -> torch.Tensor:

@@ -21,7 +21,7 @@ const FRAME = 1, INITIAL_SEGMENT = 2; // first byte of what arrives; 3 is a furt
 const SPEECH_RATE = 24_000, LISTEN_RATE = 16_000;
 const PIECE = 8_000; // samples of one binary message: fits a data channel of every browser
 const DELAY = 0.12; // seconds that pictures and sound wait to absorb an uneven network
-const JITTER_MS = 80; // the same of WebRTC
+const JITTER_MS = 40; // the least of WebRTC: one frame; a browser takes more where the network is uneven
 const CAMERA_WIDTH = 320, CAMERA_FPS = 12; // pictures of the webcam over a WebSocket
 const ANSWER_TIMEOUT = 60_000; // ms in which the server must open a session
 
@@ -218,6 +218,14 @@ export class FlowPortraitLive {
   interrupt() {
     this.#rates.delete(SPEECH);
     this.#send({ type: "interrupt" });
+  }
+
+  /**
+   * Show an emotion from now on; `{}` ends it.
+   * @param {Object<string, number>} weights - from 0 to 1, and 1 in all: happy, sad, angry, surprised, afraid
+   */
+  showEmotion(weights) {
+    this.#send({ type: "emotion", weights });
   }
 
   /** Ask for a "pong" event with this id. */

@@ -277,6 +277,14 @@ class LiveClient:
         if jpeg is not None:
             await self._send(bytes([PICTURE]) + jpeg)
 
+    async def show_emotion(self, weights: dict[str, float]) -> None:
+        """Show an emotion from now on, such as ``{"happy": 0.6}``; ``{}`` ends it.
+
+        Args:
+            weights: from 0 to 1, and 1 in all: happy, sad, angry, surprised, afraid.
+        """
+        await self._send({"type": "emotion", "weights": weights})
+
     async def send(self, message: dict[str, Any]) -> None:
         """Send a control message or an event of OpenAI's Realtime interface as it is."""
         await self._send(message)

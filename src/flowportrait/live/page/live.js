@@ -26,7 +26,7 @@ function showState(state) {
   element("speak").hidden = speaking;
   element("stop").hidden = !speaking;
   element("overlay").hidden = open;
-  for (const id of ["camera", "microphone-menu"]) element(id).inert = !open;
+  for (const id of ["camera", "microphone-menu", "emotion-menu"]) element(id).inert = !open;
   element("start").setAttribute("aria-busy", state === "connecting");
   element("start").disabled = state === "connecting";
   if (speaking) showLevel();
@@ -106,6 +106,7 @@ live.on("ready", (ready) => {
   document.body.dataset.transport = ready.transport;
   showReason("", "Start again");
   showState("idle");
+  showEmotion();
   element("text").focus({ preventScroll: true });
 });
 live.on("state", ({ state }) => {
@@ -202,6 +203,17 @@ element("camera").addEventListener("click", async () => {
   await use(() => live.useCamera(live.camera ? "off" : "drive"));
   showCamera();
 });
+
+/** Let the face show the emotion that is chosen; a new session begins with it too. */
+function showEmotion() {
+  const name = document.querySelector("[name=emotion]:checked").value;
+  element("emotion-menu").classList.toggle("active", Boolean(name));
+  if (live.state !== "closed") live.showEmotion(name ? { [name]: Number(element("emotion-strength").value) } : {});
+}
+
+for (const control of document.querySelectorAll("[name=emotion], #emotion-strength")) {
+  control.addEventListener("change", showEmotion);
+}
 
 function showSound() {
   element("sound-menu").classList.toggle("active", live.muted || live.volume === 0);

@@ -14,11 +14,12 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from skimage.data import astronaut
 
 from flowportrait.errors import BadInput
 from flowportrait.media.audio import Sound
-from flowportrait.media.write_video import write_video
+from flowportrait.media.write_video import _to_yuv420, write_video
 
 PRIMARIES = np.array([
     [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [0, 255, 255], [255, 0, 255], [255, 255, 255], [0, 0, 0],
@@ -383,3 +384,29 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "notes").touch()
     with pytest.raises(BadInput, match="notes is a file and no folder"):
         write_video(tmp_path / "notes" / "o.mp4", np.zeros((2, 64, 64, 3), np.uint8), np.zeros(1280, np.float32))
+
+
+def test_pictures_become_the_colours_of_ffmpegs_scaler() -> None:
+    """Within a level of luma everywhere, and on average of chroma, whose filter is narrower."""
+    picture = np.ascontiguousarray(astronaut()[:, :510])
+    source = av.VideoFrame.from_ndarray(picture, format="rgb24")
+    scaled = VideoReformatter().reformat(
+        source, format="yuv420p", dst_colorspace=Colorspace.ITU709, src_color_range=ColorRange.JPEG,
+        dst_color_range=ColorRange.MPEG, interpolation=Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INP,
+    )  # fmt: skip
+    ours, theirs = _to_yuv420(picture).astype(int), scaled.to_ndarray().astype(int)
+    height = len(picture)
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs)[:height].max() <= 1
+    assert np.abs(ours - theirs)[height:].mean() < 0.5
+    assert abs((ours - theirs)[height:].mean()) < 0.25
+
+
+@pytest.mark.parametrize(
+    ("colour", "expected"),
+    [((255, 255, 255), (235, 128, 128)), ((0, 0, 0), (16, 128, 128)), ((255, 0, 0), (63, 102, 240)),
+     ((0, 0, 255), (32, 240, 118))],
+)  # fmt: skip
+def test_primaries_have_the_levels_of_bt709(colour: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    planes = _to_yuv420(np.full((4, 6, 3), colour, np.uint8)).ravel()
+    assert tuple(int(planes[at]) for at in (0, 24, 30)) == expected

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
 
@@ -95,15 +96,39 @@ class VideoTrack:
             (height, width, *_), (first_height, first_width, *_) = image.shape, self._shape
             raise ValueError(f"frame {self.count} is {width}x{height}, not {first_width}x{first_height}")
         even = np.ascontiguousarray(image[: self._stream.height, : self._stream.width])
-        rgb = av.VideoFrame.from_ndarray(even, format="rgba" if self._shape[2] == 4 else "rgb24")
-        frame = self._reformatter.reformat(
-            rgb, format=self._stream.pix_fmt, dst_colorspace=Colorspace.ITU709, interpolation=_SCALING,
-            src_color_range=ColorRange.JPEG, dst_color_range=ColorRange.MPEG,
-        )  # fmt: skip
+        if self._shape[2] == 4:
+            frame = self._reformatter.reformat(
+                av.VideoFrame.from_ndarray(even, format="rgba"), format=self._stream.pix_fmt,
+                dst_colorspace=Colorspace.ITU709, interpolation=_SCALING,
+                src_color_range=ColorRange.JPEG, dst_color_range=ColorRange.MPEG,
+            )  # fmt: skip
+        else:
+            frame = av.VideoFrame.from_ndarray(_to_yuv420(even), format="yuv420p")
+            frame.colorspace, frame.color_range = Colorspace.ITU709, ColorRange.MPEG
         # The pictures are sRGB; BT.709's curve is what browsers and players show as sRGB.
         frame.color_primaries, frame.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
         frame.pts, frame.time_base = self.count, 1 / self._fps
         return frame
+
+
+_TO_YUV = np.array([[0.2126, 0.7152, 0.0722], [-0.2126, -0.7152, 0.9278], [0.7874, -0.7152, -0.0722]])
+_TO_YUV *= (np.array([219, 224 / 1.8556, 224 / 1.5748]) / 255)[:, None]
+_TO_YUV = np.column_stack([_TO_YUV, [16, 128, 128]])
+"""Matrix ``[3, 4]`` from R'G'B' to Y'CbCr of BT.709 in the limited range, both in levels of 8 bits."""
+
+
+def _to_yuv420(image: np.ndarray) -> np.ndarray:
+    """Return the planes Y', Cb and Cr ``[3 H / 2, W]`` of a picture ``[H, W, 3]`` uint8 with even sides.
+
+    Chroma is the mean of four pixels, as FFmpeg's scaler places it; that takes three times as long.
+    """
+    height, width = image.shape[:2]
+    planes = np.empty((height * 3 // 2, width), np.uint8)
+    luma, *chroma = cv2.split(cv2.transform(image, _TO_YUV))
+    planes[:height] = luma
+    for plane, full in zip(planes[height:].reshape(2, height // 2, width // 2), chroma, strict=True):
+        cv2.resize(full, (width // 2, height // 2), dst=plane, interpolation=cv2.INTER_AREA)
+    return planes
 
 
 def check_frame_size(shape: tuple[int, ...]) -> None:

@@ -33,6 +33,7 @@ from flowportrait.media.mel import MELS_PER_FRAME, N_MELS
 from flowportrait.models.backbone import STYLE_DIM, Backbone, ChunkSpace, FlowHead, GeneratorConfig
 from flowportrait.models.checkpoints import checkpoint_folder
 from flowportrait.models.model_card import CARD_FILE, ModelOrigin, model_card_markdown
+from flowportrait.models.packed_networks import PackedFlowHead
 from flowportrait.models.pretrained import AudioTower, Foundation, VisionTower, load_foundation
 from flowportrait.models.speech_encoder import (
     BLOCK,
@@ -179,6 +180,7 @@ class ARFlow(nn.Module):
         self.vision = VisionTower(foundation.vision, config.portrait_side) if foundation and config.use_vision else None
         context_dim = hidden + config.anchor * config.latent_dim
         self.head = FlowHead(config.latent_dim, context_dim, config.head_width, config.head_depth)
+        self.packed_head: PackedFlowHead | None = None
         self.space = ChunkSpace(config.chunk)
         self.register_buffer("rest_style", torch.zeros(STYLE_DIM))
         self.train()
@@ -346,6 +348,8 @@ class ARFlow(nn.Module):
 
         The modulations of the head are computed for all levels at once, which on a CPU saves a third of a step.
         """
+        if self.packed_head and not torch.is_grad_enabled():
+            return self.packed_head.velocity_field(sigmas, context, self._guided)
         levels = sigmas.to(context.device).reshape(-1, *(1,) * (context.dim() - 1))
         modulations = self.head.modulations(levels, context[None])
         steps = {float(sigma): part for sigma, *part in zip(sigmas, *modulations, strict=True)}

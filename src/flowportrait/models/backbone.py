@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from flowportrait.models.packed_networks import PackedDecoder
 from flowportrait.rendering.motion_basis import MOTION_DIM
 
 # --- Settings ----------------------------------------------------------------------------------------------------
@@ -115,6 +116,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.pretrained = decoder is not None
         self.decoder = decoder or Decoder(config.hidden, config.heads, config.layers, config.window)
+        self.packed: PackedDecoder | None = None
 
     def new_cache(self) -> Any:
         """Return an empty cache, which drops tokens that the window no longer reaches."""
@@ -133,6 +135,8 @@ class Backbone(nn.Module):
 
     def forward(self, tokens: torch.Tensor, cache: Any = None) -> torch.Tensor:
         """Return the states of all tokens, or of the next tokens after those in ``cache``."""
+        if self.packed and cache is not None and tokens.shape[1] == 1 and not torch.is_grad_enabled():
+            return self.packed(tokens, cache)
         if not self.pretrained:
             return self.decoder(tokens, cache)
         return self.decoder(
@@ -308,7 +312,7 @@ class Decoder(nn.Module):
         """
         if place is None:
             place = torch.arange(tokens.shape[1], device=tokens.device) + (cache.seen if cache else 0)
-        rotation = self._rotation(place, tokens.dtype)
+        rotation = self.rotation(place, tokens.dtype)
         x = tokens
         for layer in self.layers:
             x = layer(x, rotation, self.window, cache)
@@ -317,7 +321,7 @@ class Decoder(nn.Module):
         return self.norm(x)
 
     @torch.no_grad()
-    def _rotation(self, place: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    def rotation(self, place: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the cosine and sine ``[1, 1, N, d]`` of the angle at each position."""
         angles = place[None, :, None].float() * self.inverse_frequencies.float()
         both = torch.cat([angles, angles], -1)
@@ -398,7 +402,12 @@ class FlowHead(nn.Module):
         return self.write(self.norm(y))
 
     def _condition(self, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.silu(self.context(context) + self.level(fourier(sigma)))
+        return torch.nn.functional.silu(self.context(context) + self.embed_level(sigma))
+
+    def embed_level(self, sigma: torch.Tensor) -> torch.Tensor:
+        """Return what is added to the context for noise levels ``[...]``, ``[..., width]``."""
+        result: torch.Tensor = self.level(fourier(sigma))
+        return result
 
 
 class _Block(nn.Module):

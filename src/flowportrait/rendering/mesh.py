@@ -305,11 +305,13 @@ class Rasterizer:
         share: a further value of each vertex ``[V]``, which ``with_share`` and ``source_map`` interpolate.
         free_top: let the top row of the map move.
         times: the maps give positions in a copy of the picture that is so many times larger.
+        fine: number of triangles, the first ones, that need the full resolution. In large maps the others, which have
+            to be larger, are rasterised at half of it.
     """
 
     def __init__(
         self, triangles: np.ndarray, source: np.ndarray, size: int, share: np.ndarray | None = None,
-        free_top: bool = False, times: int = 1,
+        free_top: bool = False, times: int = 1, fine: int | None = None,
     ) -> None:  # fmt: skip
         self._triangles = np.ascontiguousarray(triangles, np.int32)
         self._size, self._free_top, self._times = size, free_top, times
@@ -320,10 +322,15 @@ class Rasterizer:
         self._colours[:, :2] = source / (size - 1)
         if share is not None:
             self._colours[:, 2] = share
+        coarse = fine is not None and self._half and small % 2 == 0
+        self._fine: np.ndarray | None = self._triangles[:fine] if coarse else None
+        self._rest = self._triangles[fine:] if coarse else self._triangles
+        first = small // 2 if coarse else small
         # A pixel that no triangle covers (by rounding along the border) maps to itself.
-        line = ((np.arange(small) + 0.5) * (size / small) - 0.5).astype(np.float32) / (size - 1)
-        self._empty = np.dstack([*np.meshgrid(line, line), np.zeros((small, small), np.float32)])
-        self._far = np.full((small, small), 2 * _DISTANCE, np.float32)
+        line = ((np.arange(first) + 0.5) * (size / first) - 0.5).astype(np.float32) / (size - 1)
+        self._empty = np.dstack([*np.meshgrid(line, line), np.zeros((first, first), np.float32)])
+        self._far = np.full((first, first), 2 * _DISTANCE, np.float32)
+        self._shape = (small, small)
         self._camera = np.eye(4, dtype=np.float32)
         self._settings = cv2.TriangleRasterizeSettings()
         self._settings.setShadingType(cv2.RASTERIZE_SHADING_SHADED)
@@ -369,7 +376,7 @@ class Rasterizer:
         weight = np.maximum(cv2.GaussianBlur(known.astype(np.float32), (0, 0), _SOFT), 1e-6)
         source = cv2.copyTo(colour, known, extended / weight[..., None])[..., :2] * np.float32(self._size - 1)
         share = extended[..., 2]
-        times = self._size // len(self._far)
+        times = self._size // self._shape[0]
         if times > 1:
             share, source = (cv2.resize(part, None, fx=times, fy=times) for part in (share, source))
         top, left = times * top, times * left
@@ -388,11 +395,28 @@ class Rasterizer:
         world[:, 2] = -away
         # New buffers each time, so that several threads can draw frames at once.
         colour, depth = self._empty.copy(), self._far.copy()
+        self._fill(world, self._rest, colour, depth)
+        if self._fine is None:
+            return colour
+        # The fine triangles are drawn at both resolutions, so that nothing but the map is interpolated at their edges.
+        far = cv2.resize(depth, self._shape, interpolation=cv2.INTER_LINEAR)
+        self._fill(world, self._fine, colour, depth)
+        # Enlarging would narrow the area of a share of one.
+        cv2.insertChannel(cv2.dilate(cv2.extractChannel(colour, 2), _CROSS), colour, 2)
+        colour = cv2.resize(colour, self._shape, interpolation=cv2.INTER_LINEAR)
+        # Enlarging repeats the border, but the map goes on.
+        for border, inner, next_inner in ((0, 1, 2), (-1, -2, -3)):
+            colour[border] = 2 * colour[inner] - colour[next_inner]
+            colour[:, border] = 2 * colour[:, inner] - colour[:, next_inner]
+        self._fill(world, self._fine, colour, far)
+        return colour
+
+    def _fill(self, world: np.ndarray, triangles: np.ndarray, colour: np.ndarray, depth: np.ndarray) -> None:
+        """Rasterise triangles into a colour and a depth buffer in place."""
         cv2.triangleRasterize(
-            world, self._triangles, self._colours, colour, depth, self._camera,
+            world, triangles, self._colours, colour, depth, self._camera,
             2 * _HALF_ANGLE, 1.0, 2 * _DISTANCE, self._settings,
         )  # fmt: skip
-        return colour
 
     def _enlarged(self, plane: np.ndarray, axis: int) -> np.ndarray:
         """Return one plane of a map at full size, in pixels of the enlarged picture; ``axis`` is 0 for x, 1 for y."""

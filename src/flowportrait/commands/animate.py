@@ -77,6 +77,8 @@ class AnimateOptions:
     """Random seed: another seed gives different motion for the same speech."""
     intensity: float = 1.0
     """How expressive the motion is, from 0.6 to 1.6."""
+    style: str = "auto"
+    """Manner of speaking: auto (as it is heard), lively or calm; plain leaves the generator's motion as it is."""
     denoise: Flag = True
     """Do not remove noise from the speech before the generator hears it."""
     size: OptionalInt = None
@@ -129,7 +131,7 @@ def request_of(options: AnimateOptions) -> AnimateRequest:
         image=image, video=video, drive=options.drive, audio=audio,
         speakers=tuple(SpeakerTurn.parse(text) for text in options.speaker),
         text=options.text, voice=options.voice, checkpoint=options.checkpoint, seed=options.seed,
-        intensity=options.intensity, denoise=options.denoise, size=options.size, crop=options.crop,
+        intensity=options.intensity, style=options.style, denoise=options.denoise, size=options.size, crop=options.crop,
         background=options.background, face=options.face, blink=options.blink, head_motion=options.head_motion,
         expression_scale=options.expression_scale, gaze=parse_gaze(options.gaze),
         emotion=parse_emotion(options.emotion), motion_in=options.motion_in,

@@ -40,6 +40,7 @@ from flowportrait.models.arflow import ARFlow, SpeechCondition
 from flowportrait.models.backbone import CachedLayer, KeyValueCache
 from flowportrait.models.conditioning import GuidanceContext, RewardSteering, apply_intensity
 from flowportrait.models.enhancer import Enhancer
+from flowportrait.models.prosody_motion import VoiceFollower
 from flowportrait.models.speech_stream import Gain, SpeechStream
 from flowportrait.rendering.motion_basis import MOTION_DIM
 from flowportrait.rendering.motion_filters import MotionPostprocessor
@@ -207,6 +208,7 @@ class Sampler:
         portrait: torch.Tensor | None = None,
         gain: Gain = "running",
         step: OnnxStep | None = None,
+        follower: VoiceFollower | None = None,
     ) -> None:
         """Prepare B streams, one for each seed.
 
@@ -222,6 +224,7 @@ class Sampler:
             gain: ``running`` levels the loudness by the sound so far, ``whole`` by the whole recording, which only
                 ``finish`` then samples.
             step: an exported step of the same model, which replaces its networks, for one stream.
+            follower: makes the motion of every stream follow the voice, see ``models.prosody_motion``.
 
         Raises:
             BadInput: the intensity is out of range.
@@ -232,7 +235,7 @@ class Sampler:
             portrait, gain = state["portrait"], state["gain"]
         self.model, self.seeds, self.intensity, self.portrait, self.gain = model, list(seeds), intensity, portrait, gain
         self.style = model.rest_style if style is None else style.to(model.rest_style)
-        self.streams = [SpeechStream(model, self.style, enhancer, gain) for _ in self.seeds]
+        self.streams = [SpeechStream(model, self.style, enhancer, gain, copy.deepcopy(follower)) for _ in self.seeds]
         self.delivery = MotionPostprocessor(model.config.chunk, model.config.ease)
         batch, device = len(self.seeds), model.rest_style.device
         silence = torch.zeros(batch, MELS_PER_FRAME * model.config.chunk, N_MELS, device=device)
@@ -303,7 +306,8 @@ class Sampler:
                 self.encoded = torch.cat([stream.encode(position, last) for stream in self.streams])
             self.chunks.extend(self.encoded[:, :1])
             self.encoded = self.encoded[:, 1:]
-            motion = self.chunks.draw().float().cpu()
+            drawn = self.chunks.draw().float().cpu()
+            motion = torch.stack([stream.follow(track) for stream, track in zip(self.streams, drawn, strict=True)])
             gates = torch.tensor([stream.next_gates() for stream in self.streams])
             left = None if frames is None else frames - position * self.model.config.chunk
             yield self.delivery(motion, gates, left)

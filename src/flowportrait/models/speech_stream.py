@@ -33,6 +33,7 @@ from flowportrait.media.mel import (
 )
 from flowportrait.models.arflow import ARFlow
 from flowportrait.models.enhancer import Enhancer, NoiseRemoval
+from flowportrait.models.prosody_motion import VoiceFollower
 from flowportrait.models.speech_encoder import FeatureStream, SpeechEncoder, StreamingWhisperFeatures, WindowedFeatures
 
 Gain = Literal["running", "whole"]
@@ -76,6 +77,7 @@ class SpeechStream:
         style: torch.Tensor,
         enhancer: Enhancer | None = None,
         gain: Gain = "running",
+        follower: VoiceFollower | None = None,
     ) -> None:
         """Prepare a stream.
 
@@ -84,8 +86,9 @@ class SpeechStream:
             style: speaking style ``[19]``, on which the predicted lips depend.
             enhancer: removes noise.
             gain: ``running`` to level the loudness by the sound so far, ``whole`` by the whole recording.
+            follower: makes the motion follow the voice.
         """
-        self.model, self.style, self.enhancer, self.gain = model, style, enhancer, gain
+        self.model, self.style, self.enhancer, self.gain, self.follower = model, style, enhancer, gain, follower
         self.sound, self.denoiser, self.gate = LevelledSound(), NoiseRemoval(), SpeechGate()
         self.feature_stream = feature_stream(model)
         self.samples = 0
@@ -159,12 +162,17 @@ class SpeechStream:
         gates, self.gates = self.gates[:chunk], self.gates[chunk:]
         return gates
 
+    def follow(self, motion: torch.Tensor) -> torch.Tensor:
+        """Return the motion ``[chunk, 30]`` of the next chunk as the voice wants it; each is passed once."""
+        return motion if self.follower is None else self.follower(motion)
+
     def state(self) -> dict[str, Any]:
         """Return the state of the stream."""
         return {
             "gain": self.gain, "samples": self.samples, "waiting": self.waiting, "due": self.due, "gates": self.gates,
             "mel": self.feature_stream.mel, "mel_start": self.feature_stream.start,
             "sound": vars(self.sound), "denoiser": vars(self.denoiser), "gate": vars(self.gate),
+            "follower": self.follower and self.follower.state(),
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -174,6 +182,11 @@ class SpeechStream:
         self.feature_stream = feature_stream(self.model, state["mel"], state["mel_start"])
         for part in ("sound", "denoiser", "gate"):
             vars(getattr(self, part)).update(state[part])
+        # States of before the motion followed the voice have none.
+        self.follower = None
+        if state.get("follower"):
+            self.follower = VoiceFollower()
+            self.follower.restore(state["follower"])
 
     def _complete(self, frames: int) -> int:
         """Return the number of chunks that a number of frames completes."""
@@ -182,6 +195,8 @@ class SpeechStream:
     @torch.no_grad()
     def _process(self, samples: np.ndarray, last: bool = False) -> None:
         columns, loudness, levelled = self.sound.push(samples, last)
+        if self.follower is not None:
+            self.follower.push(levelled)
         if self.enhancer is not None:
             columns, factors = self.denoiser(self.enhancer, columns, levelled)
             loudness = [rms * factor for rms, factor in zip(loudness, factors, strict=True)]

@@ -33,6 +33,8 @@ from flowportrait.media.video import FPS
 from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.conditioning import RewardSteering, encode_portraits
 from flowportrait.models.enhancer import Enhancer, load_enhancer
+from flowportrait.models.packed_networks import pack_networks
+from flowportrait.models.prosody_motion import VoiceFollower, voice_follower
 from flowportrait.models.sampler import GenerationSession
 from flowportrait.pipelines.conversation import (
     draw_in_one_photo,
@@ -120,7 +122,7 @@ class AnimatePipeline:
             BadInput: there is no such checkpoint.
         """
         enhancer = load_enhancer(device=device, dtype=dtype) if denoise else None
-        pipeline = cls(load_generator(name, device, dtype), enhancer, name=str(name), display=display)
+        pipeline = cls(pack_networks(load_generator(name, device, dtype)), enhancer, name=str(name), display=display)
         pipeline.dtype = default_device(device, dtype)[1]
         return pipeline
 
@@ -178,8 +180,7 @@ class AnimatePipeline:
     ) -> AnimatePipelineOutput:
         """Dub a video: change only the lips so that they follow other speech, at the video's own frame rate.
 
-        Pose, eyes, light and background stay unchanged. Frames without a face or with a covered mouth keep their lips;
-        ``undubbed_frames`` counts them.
+        All else stays unchanged, and frames without a visible mouth keep their lips; ``undubbed_frames`` counts them.
 
         Args:
             video: the footage.
@@ -213,7 +214,6 @@ class AnimatePipeline:
             image: photo, painting or drawing, as in ``__call__``.
             clip: video of the person.
             audio: sound that replaces that of the clip.
-            **settings: see ``AnimateRequest``.
 
         Raises:
             BadInput: an input or a setting cannot be used, or the clip shows no face.
@@ -235,10 +235,8 @@ class AnimatePipeline:
 
         Args:
             images: photos of both, the left one first, or one photo that shows both.
-            recordings: one recording per photo, in the same order, both from the start; with ``turns`` pairs of a
-                speaker (0 or 1) and a recording, played one after the other.
+            recordings: one per photo, both from the start; with ``turns`` pairs of a speaker (0 or 1) and a recording.
             turns: play the recordings one after the other.
-            **settings: see ``AnimateRequest``.
 
         Raises:
             BadInput: an input cannot be used, or the only photo does not show two faces.
@@ -272,7 +270,6 @@ class AnimatePipeline:
             chunks: pieces of speech of any length: samples ``[n]`` float32 at 16 kHz, or ``Sound``.
             text: text to speak instead, sentence by sentence.
             voice: the voice that speaks the text.
-            **settings: see ``AnimateRequest``.
 
         Raises:
             BadInput: an input or a setting cannot be used.
@@ -299,7 +296,6 @@ class AnimatePipeline:
         """
         request.check()
         request.check_stream()
-        controls, guidance = request.controls(), self._guidance(request)
         if portrait is None:
             if request.image is None:
                 raise BadInput("There is nothing to animate: give --image.")
@@ -310,8 +306,8 @@ class AnimatePipeline:
             chunks = prefetch(synthesize_speech(request.text or "", request.voice))
         tape = SoundBuffer(chunks)
         motion = self.stream_motion(
-            tape, seed=request.seed, intensity=request.intensity, controls=controls, guidance=guidance,
-            portrait=portrait, denoise=request.denoise,
+            tape, seed=request.seed, intensity=request.intensity, controls=request.controls(),
+            guidance=self._guidance(request), portrait=portrait, denoise=request.denoise, style=request.style,
         )  # fmt: skip
         return AnimateStream(draw_frames(self.codec(portrait), motion, request.crop, live=True), tape, request.seed)
 
@@ -348,6 +344,7 @@ class AnimatePipeline:
         guidance: RewardSteering | None = None,
         portrait: Portrait | None = None,
         denoise: bool = True,
+        style: str = "auto",
     ) -> Iterator[torch.Tensor]:
         """Generate motion for a recording, chunk by chunk.
 
@@ -364,7 +361,7 @@ class AnimatePipeline:
         check_duration(audio)
         return self.stream_motion(
             [normalize_quiet_recording(audio)], seed=seed, intensity=intensity, controls=controls, guidance=guidance,
-            portrait=portrait, denoise=denoise,
+            portrait=portrait, denoise=denoise, style=voice_follower(style, audio) or "plain",
         )  # fmt: skip
 
     def stream_motion(
@@ -377,11 +374,11 @@ class AnimatePipeline:
         guidance: RewardSteering | None = None,
         portrait: Portrait | None = None,
         denoise: bool = True,
+        style: str | VoiceFollower = "auto",
     ) -> Iterator[torch.Tensor]:
         """Generate motion while the speech is still arriving.
 
-        A chunk is ready when the sound reaches 120 ms past its end; its last frame waits for the next chunk. How the
-        sound is cut into pieces does not change the motion.
+        A chunk is ready when the sound reaches 120 ms past its end; the lengths of the pieces do not change the motion.
 
         Args:
             pieces: samples ``[n]`` float32 at 16 kHz, of any length.
@@ -391,6 +388,7 @@ class AnimatePipeline:
             guidance: reward that influences every chunk; see ``build_guidance``.
             portrait: the speaker, for a generator that uses vision.
             denoise: remove noise before the generator hears the speech.
+            style: manner of speaking, see ``AnimateRequest.style``.
 
         Yields:
             Motion ``[≤ 4, 30]``.
@@ -398,6 +396,7 @@ class AnimatePipeline:
         session = GenerationSession(
             self.generator, seed, steering=guidance, intensity=intensity, enhancer=self.enhancer if denoise else None,
             portrait=encode_portraits(self.generator, [portrait] if portrait else []),
+            follower=voice_follower(style) if isinstance(style, str) else style,
         )  # fmt: skip
         controlled = controls or Controls()
         for piece in pieces:
@@ -440,7 +439,7 @@ class AnimatePipeline:
         def generate(seed: int) -> Iterator[torch.Tensor]:
             return self.motion(
                 inputs.speech, seed=seed, intensity=request.intensity, controls=controls, guidance=guidance,
-                portrait=portrait, denoise=request.denoise,
+                portrait=portrait, denoise=request.denoise, style=request.style,
             )  # fmt: skip
 
         if request.motion_in:
@@ -482,8 +481,9 @@ class AnimatePipeline:
 
         def speak(track: np.ndarray, seed: int) -> torch.Tensor:
             chunks = self.motion(
-                track, seed=seed, intensity=request.intensity, controls=request.controls(), denoise=request.denoise
-            )
+                track, seed=seed, intensity=request.intensity, controls=request.controls(), denoise=request.denoise,
+                style=request.style,
+            )  # fmt: skip
             return torch.cat(list(chunks))
 
         motions = generate_conversation_motion(speak, inputs.speech, request.seed)

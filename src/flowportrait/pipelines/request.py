@@ -79,6 +79,8 @@ class AnimateRequest:
     """Random seed: another seed gives different motion for the same speech."""
     intensity: float = 1.0
     """How expressive the motion is, from 0.6 to 1.6."""
+    style: str = "auto"
+    """Manner of speaking: auto (as it is heard), lively or calm; plain leaves the generator's motion as it is."""
     denoise: bool = True
     """Remove noise from the speech before the generator hears it; the video plays the recording unchanged."""
     size: int | None = None
@@ -150,6 +152,10 @@ class AnimateRequest:
             )
         if self.background:
             parse_colour(self.background)
+        if self.style != _DEFAULTS["style"]:
+            from flowportrait.models.prosody_motion import check_style
+
+            check_style(self.style)
         if self.drive:
             self._check_drive()
         if self.emotion:
@@ -218,6 +224,7 @@ class AnimateSettings(TypedDict, total=False):
 
     seed: int
     intensity: float
+    style: str
     denoise: bool
     size: int | None
     crop: bool
@@ -238,8 +245,20 @@ class AnimateSettings(TypedDict, total=False):
 _DEFAULTS: dict[str, Any] = {
     setting.name: getattr(AnimateRequest(), setting.name) for setting in fields(AnimateRequest)
 }
-_MOTION_SETTINGS = ("intensity", "blink", "head_motion", "expression_scale", "gaze", "emotion", "motion_in")
-_NOT_DRIVEN = ("text", "voice", "video", "speakers", "motion_in", "guide", "best_of", "intensity", "loop", "turns")
+_MOTION_SETTINGS = ("intensity", "style", "blink", "head_motion", "expression_scale", "gaze", "emotion", "motion_in")
+_NOT_DRIVEN = (
+    "text",
+    "voice",
+    "video",
+    "speakers",
+    "motion_in",
+    "guide",
+    "best_of",
+    "intensity",
+    "style",
+    "loop",
+    "turns",
+)
 """Inputs and settings that do not go with a clip that drives the photo."""
 _FRAMING_SETTINGS = ("crop", "size", "background")
 

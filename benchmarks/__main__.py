@@ -61,8 +61,23 @@ MEASUREMENTS: dict[str, dict[str, str]] = {
         "backdrop": "whether what is behind the person stays still",
         "contact-sheets": "every portrait in nine states, to look at",
     },
+    "mouth_interior": {
+        "mouth-interior": "the inside of drawn mouths: error, teeth, grey and flicker against the true frames",
+    },
+    "portraits": {
+        "portraits": "closed lips and blinks of photos as people have them, by kind of photo and group of people",
+    },
+    "uncovered": {
+        "uncovered": "what a turning head uncovers, against what is really behind it",
+    },
     "emotion": {
         "emotion": "whether an emotion that is asked for is seen, and whether the lips still follow the speech",
+    },
+    "amplitude": {
+        "amplitude": "whether lips open as far as the speaker's, and whether the face follows the voice",
+    },
+    "peers": {
+        "peers": "published results of other systems beside ours on the same portraits and sound",
     },
     "dubbing": {
         "dubbing": "what redrawing a mouth in a video costs the picture",

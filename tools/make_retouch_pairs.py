@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,14 @@ def main(config: Config) -> None:
         for row in clip_pairs(clip, video, config.per_source, np.random.default_rng([number, config.part])):
             for name, value in row.items():
                 columns.setdefault(name, []).append(value)
-    config.output.mkdir(parents=True, exist_ok=True)
     name = f"{'dev' if config.dev else 'pairs'}-{config.part}.safetensors"
-    with atomic_write(config.output / name) as partial:
+    save_pairs(columns, config.output / name)
+
+
+def save_pairs(columns: dict[str, list[Any]], path: Path) -> None:
+    """Write pairs, column by column, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as partial:
         save_file({name: np.stack(values) for name, values in columns.items()}, str(partial))
 
 
@@ -100,38 +105,66 @@ def clip_pairs(
     length = min(len(frames), len(clip))
     for _ in range(1 + length // 75):
         source = int(rng.integers(length))
-        portrait = portrait_from_frame(frames[source], clip.landmarks[source], clip.blendshapes[source], _SIZE)
-        basis = MotionBasis.load()
-        _, identity = basis.encode(portrait.landmarks[None], portrait.blendshapes[None], smooth=False)
-        decoded = basis.decode(self_reenactment_motion(clip.landmarks, clip.blendshapes, source), identity).numpy()
-        tracked = apply_affine(portrait.to_crop, clip.landmarks)
-        renderer = Renderer(portrait, retouch=False)
-        mouth = MouthFrame(portrait.landmarks)
-        start = mouth_window_transform(portrait.landmarks)
-        common = {
-            "source": cut_mouth_window(portrait.crop, start),
-            "source_inner": _to_byte(mouth_state(mouth, portrait.landmarks, start).inner),
-            "skin": skin_colour(portrait.crop, portrait.landmarks).astype(np.float32),
-        }
-        for number, first in enumerate(rng.permutation(length - 1)[:per_source]):
-            share = _TRUE_SHARE * (number % 2)
-            rows = []
-            for t in (first, first + 1):
-                target = decoded[t] + share * (tracked[t] - decoded[t])
-                matrix = mouth_window_transform(target)
-                state = mouth_state(mouth, target, matrix)
-                rows.append({
-                    "base": cut_mouth_window(renderer.draw(target), matrix),
-                    "truth": cut_mouth_window(frames[t], mouth_window_transform(clip.landmarks[t])),
-                    "inner": _to_byte(state.inner),
-                    "outer": _to_byte(state.outer),
-                    "place": state.place,
-                    "drop": np.array([state.jaw, state.height], np.float32),
-                })  # fmt: skip
-            yield common | {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        firsts = rng.permutation(length - 1)[:per_source]
+        yield from portrait_pairs(frames, clip.landmarks, clip.blendshapes, source, [(t, t + 1) for t in firsts])
 
 
-def _to_byte(share: np.ndarray) -> np.ndarray:
+def portrait_pairs(
+    frames: Sequence[np.ndarray],
+    landmarks: np.ndarray,
+    blendshapes: np.ndarray,
+    source: int,
+    chosen: Sequence[tuple[int, int]],
+    size: int = _SIZE,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the pairs of one portrait.
+
+    Args:
+        frames: pictures of one person, ``T`` times ``[H, W, 3]`` uint8.
+        landmarks: their landmarks ``[T, 478, 3]`` px.
+        blendshapes: their blendshapes ``[T, 52]``.
+        source: number of the picture that is the portrait.
+        chosen: numbers of the two pictures of each pair.
+        size: side of the portrait's crop in px.
+    """
+    portrait = portrait_from_frame(frames[source], landmarks[source], blendshapes[source], size)
+    basis = MotionBasis.load()
+    _, identity = basis.encode(portrait.landmarks[None], portrait.blendshapes[None], smooth=False)
+    decoded = basis.decode(self_reenactment_motion(landmarks, blendshapes, source), identity).numpy()
+    tracked = apply_affine(portrait.to_crop, landmarks)
+    renderer = Renderer(portrait, retouch=False)
+    mouth = MouthFrame(portrait.landmarks)
+    start = mouth_window_transform(portrait.landmarks)
+    common = {
+        "source": cut_mouth_window(portrait.crop, start),
+        "source_inner": to_byte(mouth_state(mouth, portrait.landmarks, start).inner),
+        "skin": skin_colour(portrait.crop, portrait.landmarks).astype(np.float32),
+    }
+    for number, both in enumerate(chosen):
+        share = _TRUE_SHARE * (number % 2)
+        rows = []
+        for t in both:
+            target = decoded[t] + share * (tracked[t] - decoded[t])
+            truth = cut_mouth_window(frames[t], mouth_window_transform(landmarks[t]))
+            rows.append(drawn_row(renderer.draw(target), target, mouth) | {"truth": truth})
+        yield common | {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def drawn_row(drawn: np.ndarray, target: np.ndarray, mouth: MouthFrame) -> dict[str, np.ndarray]:
+    """Return the window of a drawn frame ``[S, S, 3]`` uint8 for landmarks ``[478, 3]`` px, and where its mouth is."""
+    matrix = mouth_window_transform(target)
+    state = mouth_state(mouth, target, matrix)
+    return {
+        "base": cut_mouth_window(drawn, matrix),
+        "inner": to_byte(state.inner),
+        "outer": to_byte(state.outer),
+        "place": state.place,
+        "drop": np.array([state.jaw, state.height], np.float32),
+    }
+
+
+def to_byte(share: np.ndarray) -> np.ndarray:
+    """Return shares as uint8."""
     return np.round(share * 255).astype(np.uint8)
 
 

@@ -87,7 +87,8 @@ def test_a_tight_photo_is_framed_as_on_the_command_line(tmp_path: Path) -> None:
         queue.close()
     portrait = Portrait.from_image(tight)
     expected = next(Animator.show(portrait, [torch.zeros(1, 30)])).astype(int)
-    assert np.abs(seen - expected).mean() < 6 < np.abs(portrait.crop - expected).mean()
+    # The face moves in the first frame already, but less than the square around it differs from the photo.
+    assert np.abs(seen - expected).mean() < np.abs(portrait.crop - expected).mean() / 2
 
 
 def test_as_much_as_allowed_is_not_called_cut(tmp_path: Path) -> None:
@@ -310,10 +311,10 @@ def test_the_page_says_what_the_terminal_did_and_lets_one_choose_a_face(tmp_path
 
 
 def test_a_covered_mouth_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowportrait.studio.portrait.is_mouth_covered", lambda image, landmarks: True)
+    monkeypatch.setattr("flowportrait.media.portrait_notes.is_mouth_covered", lambda image, landmarks: True)
     path = photo(tmp_path)
     os.utime(path, (5, 5))
-    assert find_portrait(path).notes == ("The mouth seems to be covered: lips will be drawn over it.",)
+    assert find_portrait(path).notes == ("The mouth in the photo seems to be covered: lips will be drawn over it.",)
 
 
 def test_the_whole_photo_is_shown_and_the_finished_file_is_signed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from skimage import data
-from tools.train_retouch import Misfit, draw, load_pairs
+from tools.train_retouch import Misfit, draw, load_pairs, misfit
 
 from flowportrait.media.portrait import Portrait
 from flowportrait.rendering.face_regions import INNER_LOWER
@@ -24,7 +24,8 @@ from flowportrait.rendering.mouth_geometry import (
     mouth_window_transform,
     skin_colour,
 )
-from flowportrait.rendering.retouch import Retouch, RetouchNet
+from flowportrait.rendering.retouch import Retouch
+from flowportrait.rendering.retouch_network import COMPACT, OnnxRetouchNet, RetouchNet, example_windows, export_onnx
 
 
 @lru_cache
@@ -140,9 +141,10 @@ def test_recoloured_and_mirrored_pairs_keep_their_geometry(tmp_path: Path) -> No
     assert (brighter > 0).all()
 
 
-def test_a_few_steps_teach_it_to_brighten_lips() -> None:
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_few_steps_teach_it_to_brighten_lips(compact: bool) -> None:
     torch.manual_seed(0)
-    network = RetouchNet((8, 8))
+    network = RetouchNet((8, 8), compact)
     optimiser = torch.optim.Adam(network.parameters(), 5e-3)
     errors = []
     for _ in range(40):
@@ -155,10 +157,63 @@ def test_a_few_steps_teach_it_to_brighten_lips() -> None:
     assert errors[-1] < 0.5 * errors[0]
 
 
+@pytest.mark.parametrize("kind", ["full", "compact"])
+def test_weights_of_either_kind_are_told_apart_and_run_alike_as_onnx(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = RetouchNet(COMPACT, compact=True) if kind == "compact" else RetouchNet()
+    torch.nn.init.normal_(network.head.weight, std=0.02)
+    save_file(network.state_dict(), str(tmp_path / "model.safetensors"))
+    export_onnx(network, tmp_path / "model.onnx")
+    windows = example_windows()
+    exported = OnnxRetouchNet(tmp_path / "model.safetensors", tmp_path / "model.onnx")
+    assert exported.limits == network.limits
+    with torch.inference_mode():
+        for ours, theirs in zip(exported(windows), network.eval()(windows), strict=True):
+            assert theirs.abs().max() > 0.01
+            assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_only_the_compact_kind_is_sharp_and_only_between_the_lips() -> None:
+    windows = example_windows()
+    inner = torch.zeros(1, 1, WINDOW_HEIGHT, WINDOW_WIDTH)
+    inner[:, :, 24:48, 32:64] = 1
+    steps = {}
+    for compact in (False, True):
+        torch.manual_seed(1)
+        network = RetouchNet((8, 8), compact)
+        torch.nn.init.normal_(network.head.weight, std=0.05)
+        with torch.no_grad():
+            residual = network(windows._replace(inner=inner))[1].diff(dim=-1).abs()
+        steps[compact] = float(residual[..., 26:46, 34:62].mean()), float(residual[..., 10:20, 20:76].mean())
+    assert steps[True][0] > 4 * steps[True][1]
+    assert steps[False][0] < 2 * steps[False][1]
+
+
 def test_the_misfits_total_weighs_every_part() -> None:
     parts = {name: torch.tensor(0.0) for name in Misfit._fields}
     assert Misfit(**parts).total() == 0
+    between_the_lips = {"inside", "teeth", "tint", "strength"}
     for name in parts:
-        assert Misfit(**{**parts, name: torch.tensor(1.0)}).total("look") > 0
+        one = Misfit(**{**parts, name: torch.tensor(1.0)})
+        assert one.total("mouth") > 0
+        assert (one.total("look") > 0) == (name not in between_the_lips)
         # Trained on colours, the look is only watched.
-        assert (Misfit(**{**parts, name: torch.tensor(1.0)}).total() > 0) == (name != "look")
+        assert (one.total("colours") > 0) == (name not in {"look", *between_the_lips})
+
+
+def test_grey_and_blurred_teeth_cost_more_than_the_white_ones_they_resemble() -> None:
+    skin = torch.tensor([[0.7, 0.5, 0.4]]).expand(2, 3)
+    stripes = (torch.arange(WINDOW_WIDTH) % 8 < 6).float().expand(2, 3, WINDOW_HEIGHT, -1)
+    truth = 0.1 + 0.75 * stripes
+    inner = torch.zeros(2, 1, WINDOW_HEIGHT, WINDOW_WIDTH)
+    inner[:, :, 20:50, 20:76] = 1
+    windows = example_windows()
+    windows = windows._replace(base=truth, skin=skin, inner=inner, outer=inner)
+    none = torch.zeros(2, 2, WINDOW_HEIGHT, WINDOW_WIDTH)
+
+    def parts(drawn: torch.Tensor) -> Misfit:
+        return misfit(drawn, none, windows, truth, lambda picture: [picture])
+
+    grey, shifted = parts(torch.full_like(truth, 0.35)), parts(truth.roll(1, -1))
+    assert grey.teeth > 3 * shifted.teeth
+    assert grey.strength > 10 * shifted.strength

@@ -18,11 +18,14 @@ import numpy as np
 from flowportrait.errors import BadInput
 from flowportrait.media.crop import apply_affine, crop_transform, resize_transform, sample_crop
 from flowportrait.media.faces import FaceTracker, face_extent, face_roll, face_yaw
-from flowportrait.media.occlusion import is_mouth_covered, part_cut_by_edge
+from flowportrait.media.occlusion import part_cut_by_edge
+from flowportrait.media.portrait_notes import portrait_notes
 
 # --- Finding faces ----------------------------------------------------------------------
 #
-#     whole picture ─► with a margin around it ─► tiles of 1, ½, ⅓, ⅕ of its shorter side        until a face is found
+#     whole picture ─► with a margin around it ─► tiles of 1, ½, ⅓, ⅕ of its shorter side
+#
+# until a face is found in windows no more than six times its height: in larger ones others of its size are missed.
 #
 # The detector reduces its input to 128 px, so small faces are missed in the whole picture. Faces found in tiles must be
 # found again, in the same place, in two closer views: a coffee cup is taken for a face once, but not three times.
@@ -34,6 +37,8 @@ MAX_PHOTO_FACES = 8
 MIN_FACE_PX = 24.0
 """Height in px of the smallest face that is accepted."""
 _SEARCH_SIDE = 1024
+_WELL_FOUND = 6.0
+"""Side of a window in heights of a face up to which the detector, with 128 px, hardly misses one."""
 _AGREEMENT = 0.05
 """Share of its size by which a face may lie elsewhere in a closer view."""
 _UPRIGHT = 30.0
@@ -42,18 +47,23 @@ _UPRIGHT = 30.0
 
 def find_faces(image: np.ndarray) -> list[DetectedFace]:
     """Return the faces in ``image`` ``[H, W, 3]`` uint8 RGB with landmarks in its pixels, largest first."""
+    faces: list[DetectedFace] = []
+    searched = 0.0
     with FaceTracker(still=True, max_faces=MAX_PHOTO_FACES) as tracker:
         for search_index, windows in enumerate(_search_windows(image.shape[:2])):
-            faces: list[DetectedFace] = []
+            # Where one small face was found, the detector may have missed others of its size.
+            if faces and searched < _WELL_FOUND * face_extent(faces[0][0]):
+                break
+            searched = max(side for _, _, side in windows)
+            new: list[DetectedFace] = []
             for x, y, side in windows:
                 for face in _detect_window(tracker, image, x, y, side):
-                    if not any(is_same_face(face[0], other[0]) for other in faces):
-                        faces.append(face)
+                    if not any(is_same_face(face[0], other[0]) for other in [*faces, *new]):
+                        new.append(face)
             if search_index:
-                faces = [face for face in faces if _is_confirmed(tracker, image, face[0])]
-            if faces:
-                return sorted(faces, key=lambda face: -face_extent(face[0]))
-    return []
+                new = [face for face in new if _is_confirmed(tracker, image, face[0])]
+            faces = sorted([*faces, *new], key=lambda face: -face_extent(face[0]))
+    return faces[:MAX_PHOTO_FACES]
 
 
 def has_upright_face_when_rotated(image: np.ndarray) -> bool:
@@ -220,8 +230,9 @@ class Portrait:
             landmarks, blendshapes = redetected[0]
         if cut_off:
             warnings.warn(f"The {cut_off} in {name} is cut off by the photo's edge: the rest is made up.", stacklevel=2)
-        elif is_mouth_covered(crop, landmarks):
-            warnings.warn(f"The mouth in {name} seems to be covered: lips will be drawn over it.", stacklevel=2)
+        for note in portrait_notes(crop, landmarks, name):
+            if not (cut_off and "covered" in note):
+                warnings.warn(note, stacklevel=2)
         return cls(image, crop, landmarks.astype(np.float32), blendshapes, to_crop)
 
 

@@ -163,6 +163,13 @@ _EDGE = 0.012
 _DOUBT = 6
 """Pixels of the mask on either side of the network's outline in which colours decide."""
 
+_LOCK = 8
+"""Length in pixels of the mask up to which thin parts of it are locks of hair."""
+
+_SURE, _POSSIBLE = 0.5, 0.15
+"""Shares that the network gives to what is taken for the person unless colours say otherwise far from the outline, and
+to what colours may add: the top of a hat."""
+
 _FACE_SHARE = 0.5
 """Least share of the face that the network must take for a person."""
 
@@ -180,7 +187,8 @@ def segment_person(crop: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     network = cv2.dnn.readNetFromTFLite(str(shipped_weights("person/selfie_segmentation.tflite")))
     small = cv2.resize(crop, (_MASK_SIDE, _MASK_SIDE), interpolation=cv2.INTER_AREA)
     network.setInput(cv2.dnn.blobFromImage(small, 1 / 255))
-    mask = _refine_by_colour(small, (network.forward().reshape(_MASK_SIDE, _MASK_SIDE) > 0.5).astype(np.uint8))
+    share = network.forward().reshape(_MASK_SIDE, _MASK_SIDE)
+    mask = _refine_by_colour(small, *((share > least).astype(np.uint8) for least in (_SURE, _POSSIBLE)))
     oval = landmarks[FACE_OVAL, :2] * (_MASK_SIDE / crop.shape[0])
     low, high = oval.min(0), oval.max(0)
     centre, extent = (low + high) / 2, high - low
@@ -194,19 +202,30 @@ def segment_person(crop: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
         cv2.ellipse(mask, ((centre[0], centre[1] - 0.12 * extent[1]), (1.6 * extent[0], 1.75 * extent[1]), 0), 1, -1)
     mask |= face
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7))
-    mask = cv2.morphologyEx(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, disc), cv2.MORPH_OPEN, disc)
+    closed = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, disc)
+    mask = cv2.morphologyEx(closed, cv2.MORPH_OPEN, disc)
+    # Opening cuts off locks of hair together with narrow bridges to other things; short ones grow back.
+    for _ in range(_LOCK):
+        mask = cv2.dilate(mask, np.ones((3, 3), np.uint8)) & closed
     _, labels = cv2.connectedComponents(mask)
     row, column = centre[::-1].clip(0, _MASK_SIDE - 1).astype(int)
     return (labels == labels[row, column]).astype(np.uint8)
 
 
-def _refine_by_colour(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return the mask with its outline moved by a few pixels to where colours change (GrabCut, Rother et al. 2004)."""
+def _refine_by_colour(picture: np.ndarray, mask: np.ndarray, likely: np.ndarray) -> np.ndarray:
+    """Return the mask with its outline moved by a few pixels to where colours change (GrabCut, Rother et al. 2004).
+
+    Args:
+        picture: ``[256, 256, 3]`` uint8.
+        mask: what the network takes for the person, ``[256, 256]``.
+        likely: the same with what is only likely to be the person.
+    """
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * _DOUBT + 1, 2 * _DOUBT + 1))
-    sure, possible = cv2.erode(mask, disc), cv2.dilate(mask, disc)
+    likely = mask | likely
+    sure, possible = cv2.erode(mask, disc), cv2.dilate(likely, disc)
     if sure.all() or not sure.any() or possible.all():
         return mask
-    known = np.where(mask > 0, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    known = np.where(likely > 0, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     known[sure > 0], known[possible == 0] = cv2.GC_FGD, cv2.GC_BGD
     models = np.zeros((2, 1, 65))
     cv2.setRNGSeed(0)
@@ -282,12 +301,41 @@ def skin_without_openings(crop: np.ndarray, landmarks: np.ndarray, eyes: bool = 
     gap = float((points[INNER_LOWER] - points[INNER_UPPER])[:, 1].max())
     if gap > 0.03 * width:
         # Teeth shine into the rim of the lips, so the filled area begins a little outside the opening.
-        _paint_over(result, lips, 0.018 * width)
+        outer = opening_outline(points[OUTER_UPPER], points[OUTER_LOWER])
+        _paint_over(result, lips, 0.018 * width, _teeth_outside(crop, lips, outer, width))
     return result
 
 
-def _paint_over(image: np.ndarray, outline: np.ndarray, grow: float) -> None:
-    """Inpaint the inside of an outline ``[M, 2]`` px, grown by ``grow`` px, in place."""
+_TOOTH_RIM, _ALIKE_TEETH, _LEAST_CONTRAST = 0.06, 0.4, 20.0
+"""Width of the rim of the lips, in eye distances, in which tracked lips may lie on teeth; share of the way from the
+colour of the lips to that of the teeth from which a pixel is one; least difference (CIELAB) that tells them apart."""
+
+
+def _teeth_outside(crop: np.ndarray, inner: np.ndarray, outer: np.ndarray, width: float) -> np.ndarray:
+    """Return which pixels ``[S, S]`` uint8 between the outlines of the lips, ``[M, 2]`` px each, show teeth."""
+    shape = crop.shape[:2]
+    hole, lips = outline_mask(shape, inner) > 0.5, outline_mask(shape, outer) > 0.5
+    distance = cv2.distanceTransform((~hole).astype(np.uint8), cv2.DIST_L2, 5)
+    rim = lips & ~hole & (distance < _TOOTH_RIM * width)
+    skin = lips & ~hole & (distance > 0.03 * width)
+    if not (hole.any() and skin.any()):
+        return np.zeros(shape, np.uint8)
+    lab = cv2.cvtColor(crop.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    bright = lab[hole][lab[hole][:, 0] >= np.median(lab[hole][:, 0])]
+    lip = np.median(lab[skin], axis=0)
+    axis = np.median(bright, axis=0) - lip
+    length = float(np.linalg.norm(axis))
+    if length < _LEAST_CONTRAST or axis[0] < 0:
+        return np.zeros(shape, np.uint8)
+    teeth = rim & ((lab - lip) @ (axis / length**2) > _ALIKE_TEETH)
+    # A highlight on a lip is as bright, but does not touch the opening.
+    _, labels = cv2.connectedComponents((teeth | hole).astype(np.uint8))
+    touching = np.isin(labels, np.unique(labels[hole]))
+    return cv2.dilate((teeth & touching).astype(np.uint8), np.ones((3, 3), np.uint8))
+
+
+def _paint_over(image: np.ndarray, outline: np.ndarray, grow: float, more: np.ndarray | None = None) -> None:
+    """Inpaint the inside of an outline ``[M, 2]`` px, grown by ``grow`` px, and pixels ``more``, in place."""
     size = image.shape[0]
     margin = 12 + 2 * abs(grow)
     low = np.floor(outline.min(0) - margin).astype(int).clip(0, size - 1)
@@ -298,4 +346,6 @@ def _paint_over(image: np.ndarray, outline: np.ndarray, grow: float) -> None:
     if radius:
         disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
         inside = cv2.dilate(inside, disc) if grow > 0 else cv2.erode(inside, disc)
+    if more is not None:
+        inside |= more[low[1] : high[1], low[0] : high[0]]
     image[low[1] : high[1], low[0] : high[0]] = cv2.inpaint(patch, inside, 3, cv2.INPAINT_TELEA)

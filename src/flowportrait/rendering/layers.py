@@ -12,6 +12,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
+from flowportrait.rendering.eyeball import complete_eyeball
 from flowportrait.rendering.face_regions import (
     EYES,
     OUTER_LOWER,
@@ -22,6 +23,7 @@ from flowportrait.rendering.face_regions import (
     outline_mask,
     smooth_chain,
 )
+from flowportrait.rendering.inpainting import inpaint_band
 from flowportrait.rendering.mesh import (
     N_FACE,
     HeadMesh,
@@ -51,6 +53,9 @@ _LASHES = 0.75
 _OPACITY = 0.88
 """Opacity of painted lashes and of a painted lid."""
 
+_NARROW, _WIDE = 0.2, 0.27
+"""Height over width below which an eye is half closed, and above which it is open."""
+
 _TOUCHING = 1.5
 """Opening in pixels below which lids fade into touching."""
 
@@ -62,6 +67,7 @@ class EyeLayer:
         self._upper, self._lower, self._iris = EYES[side]
         points = landmarks[:, :2].astype(np.float64)
         self._corners = points[[self._upper[0], self._upper[-1]]]
+        self._middle = self._corners.mean(0)
         self._width = float(np.linalg.norm(np.diff(self._corners, axis=0)))
         self._centre = points[self._iris]
         rim = points[self._iris + 1 : self._iris + 5]
@@ -84,8 +90,8 @@ class EyeLayer:
         high = np.ceil(self.outline.max(0) + margin).astype(int).clip(2, size)
         patch = crop[low[1] : high[1], low[0] : high[0]]
         inside = outline_mask(patch.shape[:2], self.outline - low)
-        unknown = (inside < 0.5).astype(np.uint8)
-        ball = cv2.inpaint(np.ascontiguousarray(patch), unknown, 3, cv2.INPAINT_TELEA)
+        narrow = (_WIDE - self._height / self._width) / (_WIDE - _NARROW)
+        ball = complete_eyeball(patch, inside, self._centre - low, self._radius, min(max(narrow, 0.0), 1.0))
         soft = cv2.GaussianBlur(ball, (0, 0), max(0.02 * self._width, 0.3))
         # The hidden part is smooth; a thin rim of real skin keeps the lash line where it is.
         sharp = outline_mask(patch.shape[:2], self.outline - low, 0.012 * self._width)[..., None]
@@ -124,7 +130,7 @@ class EyeLayer:
         strength = _OPACITY * min(closed / 0.35, 1.0)
         mixed = region + (mask * np.float32(strength))[..., None] * (colour[None].astype(np.float32) - region)
         thick = np.sin(np.linspace(0, np.pi, len(edge)))[:, None] ** 0.5 * np.array([0.0, 0.018 * self._width])
-        lashes = np.concatenate([edge - thick, (edge + 0.6 * thick)[-2:0:-1]])
+        lashes = np.concatenate([edge - thick, (edge + (0.6 + closed * closed) * thick)[-2:0:-1]])
         dark = outline_mask(region.shape[:2], lashes - low, 0.016 * self._width)[..., None]
         mixed += dark * np.float32(_LASHES * strength) * (self._lash - mixed)
         region[:] = cv2.convertScaleAbs(mixed)
@@ -137,7 +143,7 @@ class EyeLayer:
         corners = points[[self._upper[0], self._upper[-1]]]
         turn = complex(*(self._corners[1] - self._corners[0])) / complex(*(corners[1] - corners[0]))
         mapping = np.array([[turn.real, -turn.imag], [turn.imag, turn.real]])
-        shift = self._corners.mean(0) - mapping @ corners.mean(0)
+        shift = self._middle - mapping @ ((corners[0] + corners[1]) / 2)
         gap = self._gap(points)
         closed = 1 - min(gap * abs(turn) / max(self._height, 1e-3), 1.0)
         if closed > 0.02:
@@ -308,20 +314,18 @@ def _smoothed(place: np.ndarray, values: np.ndarray, at: np.ndarray, reach: floa
 #
 # In the photo's own pose s is the identity and the frame is the photo, however well B was inpainted.
 
-_INPAINT_SIDE = 160
-"""Side at which the colours behind the person are inpainted; only a crescent of them is ever visible."""
+_UNCOVERED = 0.08
+"""Share of the side up to which a head that turns or leans uncovers what it hides."""
 
-_CLEAR = 0.008
-"""Share of the side by which inpainting begins outside the matte, so that no hair is spread over the background."""
+_CLEAR_OF_HAIR = 0.004
+"""Share of the side by which a background begins outside the matte, so that no hair is spread over it."""
 
-_GRAIN, _GRAIN_DEPTH = 0.01, 0.05
-"""Detail finer than the first share of the side is copied from the mirror image beyond the outline, up to a depth of
-the second."""
-
-_INPAINTED = 2.5
-"""Only inpainted colours are used where the person covers more than 1 / 2.5 of a pixel; below, the photo is blended
+_BEHIND = 12.0
+"""Only inpainted colours are used where the person covers more than 1 / 12 of a pixel; below, the photo is blended
 in."""
 
+_RESTS = 0.02
+"""Head weight below which a person does not move enough to uncover anything."""
 
 _BANDS = 16
 """Bands of rows in which the person is drawn."""
@@ -339,11 +343,14 @@ _STEP_REACH = 5
 class Backdrop:
     """A picture split into a moving person and a still background.
 
-    Takes the picture ``[S, S, 3]`` uint8 and the share ``matte`` ``[S, S]`` float32 of the person in each pixel.
+    Args:
+        picture: ``[S, S, 3]`` uint8.
+        matte: the person's share of each pixel ``[S, S]`` float32.
+        behind: the background ``[S, S, 3]`` uint8; by default the picture's, continued behind the person.
     """
 
-    def __init__(self, picture: np.ndarray, matte: np.ndarray) -> None:
-        self._behind = _inpaint_background(picture, matte)
+    def __init__(self, picture: np.ndarray, matte: np.ndarray, behind: np.ndarray | None = None) -> None:
+        self._behind = still_background(picture, matte) if behind is None else behind
         through = np.round((1 - _opaque(picture, self._behind, matte)) * 255).astype(np.uint8)
         person = np.round(picture - self._behind * (through[..., None] / 255.0)).clip(0, 255).astype(np.uint8)
         self._person = UpsampledPicture(np.dstack([person, through]))
@@ -404,39 +411,19 @@ def _opaque(picture: np.ndarray, behind: np.ndarray, matte: np.ndarray) -> np.nd
     return np.maximum(matte, np.maximum(darker, brighter).max(-1)).clip(0, 1)
 
 
-def _inpaint_background(picture: np.ndarray, matte: np.ndarray) -> np.ndarray:
-    """Return the picture without the person: colours inpainted from the outline, with the grain of the background."""
-    size = picture.shape[0]
-    radius = round(_CLEAR * size)
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    hidden = cv2.dilate((matte > 0).astype(np.uint8), disc)
-    if hidden.all():
-        return picture
-    small, unknown = (
-        cv2.resize(part, (_INPAINT_SIDE, _INPAINT_SIDE), interpolation=cv2.INTER_AREA) for part in (picture, hidden)
-    )
-    smooth = cv2.inpaint(small, unknown, 3, cv2.INPAINT_TELEA)
-    smooth = cv2.resize(smooth, (size, size), interpolation=cv2.INTER_CUBIC)
-    inpainted = (smooth + _grain(picture, hidden)).clip(0, 255)
-    share = np.clip(_INPAINTED * matte, 0, 1)[..., None]
-    return np.round(picture + share * (inpainted - picture)).astype(np.uint8)
+def still_background(picture: np.ndarray, matte: np.ndarray, moves: np.ndarray | None = None) -> np.ndarray:
+    """Return the picture ``[S, S, 3]`` uint8 without the person.
 
-
-def _grain(picture: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """Return fine detail ``[S, S, 3]`` float32 for the hidden part, taken from the mirror image beyond its outline."""
-    size = picture.shape[0]
-    depth, nearest = cv2.distanceTransformWithLabels(hidden, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-    visible = np.argwhere(hidden == 0)
-    outline = np.zeros((nearest.max() + 1, 2), np.float32)
-    outline[nearest[tuple(visible.T)]] = visible[:, ::-1]
-    here = np.dstack(np.meshgrid(*[np.arange(size, dtype=np.float32)] * 2))
-    mirror_points = here + cv2.GaussianBlur(2 * (outline[nearest] - here), (0, 0), _CLEAR * size)
-    mirrored = cv2.remap(picture, mirror_points, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-    # Beyond a narrow bay the mirror image shows the person again.
-    person_again = cv2.remap(
-        hidden, mirror_points, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=1
-    )
-    shallow = np.clip(2 - depth / (_GRAIN_DEPTH * size), 0, 1)
-    share = shallow * (1 - cv2.GaussianBlur(person_again.astype(np.float32), (0, 0), 2))
-    fine = cv2.subtract(mirrored, cv2.GaussianBlur(mirrored, (0, 0), _GRAIN * size), dtype=cv2.CV_32F)
-    return fine * share[..., None]
+    Args:
+        picture: ``[S, S, 3]`` uint8.
+        matte: the person's share of each pixel ``[S, S]`` float32.
+        moves: how much each part of the picture moves with the head, a square of any size; what does not move is
+            filled with less care.
+    """
+    size = len(picture)
+    radius = max(round(_CLEAR_OF_HAIR * size), 1)
+    hidden = cv2.dilate((matte > 0).astype(np.uint8), np.ones((2 * radius + 1, 2 * radius + 1), np.uint8))
+    moving = None if moves is None else cv2.resize(moves, (size, size), interpolation=cv2.INTER_LINEAR) > _RESTS
+    inpainted = inpaint_band(picture, hidden, _UNCOVERED * size, moving)
+    share = np.clip(_BEHIND * matte, 0, 1)[..., None]
+    return np.round(picture + share * (inpainted.astype(np.float32) - picture)).astype(np.uint8)

@@ -6,8 +6,8 @@ The picture has three smooth layers with sharp lines between them (◁: covered 
 ``mouth_geometry``. ``MouthModel``, a small network, gives the colours of the layers relative to the skin;
 ``MouthLight`` is how bright the teeth of one portrait are; ``MouthPalette`` and ``compose_teeth`` turn both into
 colours and single teeth; ``Mouth`` draws them. Teeth are attached to the skull (upper) or the jaw (lower), so they
-never swim. A photo that already shows the inside of the mouth keeps its own pixels there, moved with the skull, and the
-model continues them where the mouth opens further.
+never swim. A photo that already shows the inside of the mouth keeps its own pixels there, its lower teeth moved with
+the jaw, and the model continues them where the mouth opens further.
 """
 
 from __future__ import annotations
@@ -373,11 +373,14 @@ _SHADOW, _SHADOW_BELOW = 0.35, 0.6
 """Darkness of the line at which closed lips meet; light left on photographed teeth behind them; share of the photo's
 own opening below which both set in."""
 
+_ROWS_OVERLAP = 0.01
+"""Half of the overlap of the photo's rows of teeth, in eye distances."""
+
 _REDDENING = np.array([-0.2, 0.06, 0.18], np.float32)
 """How much faster than the mean each channel fades between nearly closed lips, as that light has passed through
 them."""
 
-_STRIDE = 3
+_STRIDE = 4
 """Pixels between samples of the smooth layers."""
 
 
@@ -407,7 +410,7 @@ class Mouth:
         outline = opening_outline(points[INNER_UPPER], points[INNER_LOWER])
         self._photo_shape = self._frame.opening(self._landmarks)
         self._photo = crop if keep_photo_interior and self._photo_shape.height > PHOTO_OPENING else None
-        self._photo_mask = outline_mask(crop.shape[:2], outline, 0.8)
+        self._photo_masks = self._photo_rows(outline_mask(crop.shape[:2], outline, 0.8))
 
     def draw(self, frame: np.ndarray, target: np.ndarray, opening: MouthOpening | None = None) -> None:
         """Draw into ``frame`` ``[S, S, 3]`` uint8 in place, for target landmarks ``[478, 3]`` px.
@@ -460,16 +463,33 @@ class Mouth:
         return compose_teeth(samples, self._model, 1 / float(np.hypot(*shape.axes[0])))
 
     def _blend_photo(self, inside: np.ndarray, shape: MouthOpening, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """Return the model's interior with that of the photo, moved with the skull, blended over it."""
+        """Return the model's interior with that of the photo blended over it.
+
+        Its lower row of teeth moves with the jaw, the rest with the skull.
+        """
         matrix, shift = shape.skull
-        flat = matrix[:2, :2]
         depth = self._landmarks[[13, 14], 2].mean()
         offset = shift[:2] + matrix[:2, 2] * depth - low
         box = (int(high[0] - low[0]), int(high[1] - low[1]))
-        forward = np.column_stack([flat, offset])
-        photo = cv2.warpAffine(self._photo, forward, box, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        known = cv2.warpAffine(self._photo_mask, forward, box, flags=cv2.INTER_LINEAR)[..., None]
         # Lips that close cast a shadow on the teeth behind them.
         light = _SHADOW + (1 - _SHADOW) * min(shape.height / (_SHADOW_BELOW * self._photo_shape.height), 1.0)
         shade = light ** (1 + self._palette.colourful * _REDDENING)
-        return inside + known * (photo * shade - inside)
+        jaw = shape.axes[1] * (shape.jaw - self._photo_shape.jaw)
+        for mask, moved in zip(self._photo_masks, (jaw, 0.0), strict=True):
+            forward = np.column_stack([matrix[:2, :2], offset + moved])
+            photo = cv2.warpAffine(self._photo, forward, box, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            known = cv2.warpAffine(mask, forward, box, flags=cv2.INTER_LINEAR)[..., None]
+            inside = inside + known * (photo * shade - inside)
+        return inside
+
+    def _photo_rows(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the parts of the photo's opening ``[S, S]`` that move with the jaw and with the skull."""
+        left, top, right, bottom = box_around(self._photo_shape.outline, mask.shape[::-1], 3, 4)
+        xs, ys = np.meshgrid(np.arange(left, right), np.arange(top, bottom))
+        place = self._photo_shape.coordinates(np.stack([xs, ys], -1).astype(np.float64))
+        lines = self._model.line + np.array([_UPPER_SHIFT, _LOWER_SHIFT + self._photo_shape.jaw])
+        below = (place[..., 1] - lines.mean()) / _ROWS_OVERLAP
+        lower, upper = np.zeros_like(mask), np.zeros_like(mask)
+        part = np.s_[top:bottom, left:right]
+        lower[part], upper[part] = mask[part] * (1 + below).clip(0, 1), mask[part] * (1 - below).clip(0, 1)
+        return lower, upper

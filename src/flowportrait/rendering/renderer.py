@@ -13,7 +13,9 @@ of 30 numbers per frame:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import Protocol
 
 import cv2
@@ -23,12 +25,16 @@ import torch
 from flowportrait.media.faces import TrackedFace
 from flowportrait.media.portrait import Portrait
 from flowportrait.media.video import map_in_order
-from flowportrait.rendering.face_regions import EYES, head_weight, person_matte, segment_person, skin_without_openings
-from flowportrait.rendering.layers import Backdrop, EyeLayer, FarSideLayer
-from flowportrait.rendering.mesh import HeadMesh, Rasterizer, UpsampledPicture, rigid_motion
-from flowportrait.rendering.motion_basis import LOWER_FACE, Identity, MotionBasis, close_lips
+from flowportrait.rendering.face_regions import EYES, head_weight, segment_person, skin_without_openings
+from flowportrait.rendering.head_range import HeadRange
+from flowportrait.rendering.layers import Backdrop, EyeLayer, FarSideLayer, still_background
+from flowportrait.rendering.lids import LidRange
+from flowportrait.rendering.matting import refine_matte
+from flowportrait.rendering.mesh import HeadMesh, Rasterizer, UpsampledPicture, face_triangles, rigid_motion
+from flowportrait.rendering.motion_basis import Identity, MotionBasis
 from flowportrait.rendering.mouth import Mouth
 from flowportrait.rendering.mouth_geometry import MouthFrame, MouthOpening
+from flowportrait.rendering.neutral_portrait import portrait_identity
 from flowportrait.rendering.retouch import Retouch, RetouchFunction
 
 _TOLERANCE = 1e-3
@@ -46,7 +52,7 @@ class MouthInterior(Protocol):
 
 
 class Renderer:
-    """Draws one portrait: prepared once (in about half a second), then called with any number of frames.
+    """Draws one portrait: prepared once (in about a second), then called with any number of frames.
 
     For example:
 
@@ -85,7 +91,7 @@ class Renderer:
         self._workers = workers
         skin = skin_without_openings(crop, landmarks)
         self._free_top = free_top
-        self.show(Backdrop(skin, person_matte(mask, crop.shape[0])))
+        self.show(Backdrop(skin, *_separate(_Pictures(skin, mask, weight))))
         far_side = FarSideLayer(self._mesh, skin)
         self._far_side = far_side if far_side.needed else None
 
@@ -95,6 +101,7 @@ class Renderer:
         self._rasterizer = Rasterizer(
             self._mesh.triangles, self._mesh.source, len(picture.extent),
             share=self._mesh.vertices_around(picture.extent), free_top=self._free_top, times=UpsampledPicture.TIMES,
+            fine=len(face_triangles()),
         )  # fmt: skip
 
     def __call__(
@@ -130,27 +137,38 @@ class Renderer:
         return points
 
 
+class _Pictures:
+    """Arrays that are the same key of a cache if they have the same content."""
+
+    def __init__(self, *arrays: np.ndarray) -> None:
+        self.arrays = arrays
+        digest = hashlib.blake2b()
+        for array in arrays:
+            digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+        self._digest = digest.digest()
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Pictures) and self._digest == other._digest
+
+
+@lru_cache(maxsize=8)
+def _separate(pictures: _Pictures) -> tuple[np.ndarray, np.ndarray]:
+    """Return matte and continued background of a portrait, which take a second; one that was drawn before has them."""
+    skin, mask, weight = pictures.arrays
+    matte = refine_matte(skin, mask)
+    behind = still_background(skin, matte, weight)
+    for array in (matte, behind):
+        array.setflags(write=False)
+    return matte, behind
+
+
 def _ends_at_top(portrait: Portrait) -> bool:
     """Return whether the crop ends at the top of the photo, so that its top border need not match anything above it."""
     scale, offset = portrait.to_crop[1, 1:]
     return bool(offset > 0.5 * scale - 0.5 - _TOLERANCE)
-
-
-_PLAUSIBLE, _IMPLAUSIBLE = 9.0, 13.0
-"""Norms of lower-face motion in standard deviations: below the first, the expression of a photo is removed from its
-identity; above the second, it is kept as part of the face. Photos of people stay below the first; a drawn boy with a
-doll's proportions measures 13.5."""
-
-
-def portrait_identity(basis: MotionBasis, portrait: Portrait) -> Identity:
-    """Return the identity of a portrait. An impossibly strong expression is kept as part of the face itself."""
-    motion, identity = basis.encode(portrait.landmarks[None], portrait.blendshapes[None], smooth=False)
-    length = float(motion[0, LOWER_FACE].norm())
-    keep = min(max((length - _PLAUSIBLE) / (_IMPLAUSIBLE - _PLAUSIBLE), 0.0), 1.0)
-    if keep == 0.0:
-        return identity
-    shape = identity.pose.remove(torch.as_tensor(portrait.landmarks[None]))[0]
-    return Identity(close_lips(identity.neutral + keep * (shape - identity.neutral)), identity.pose)
 
 
 class MotionCodec:
@@ -176,6 +194,9 @@ class MotionCodec:
         self.portrait = portrait
         self.basis = basis or MotionBasis.load()
         self.identity = portrait_identity(self.basis, portrait)
+        photo = self.identity.pose.remove(torch.as_tensor(portrait.landmarks[None]))[0]
+        self._lids = LidRange(self.basis, self.identity, photo)
+        self._head_range = HeadRange(self.basis, portrait.landmarks)
         self.renderer = Renderer(portrait, size, retouch, network=network)
 
     def encode(self, faces: TrackedFace) -> tuple[torch.Tensor, Identity]:
@@ -184,7 +205,8 @@ class MotionCodec:
 
     def landmarks(self, motion: torch.Tensor) -> np.ndarray:
         """Return the landmarks of this face ``[T, 478, 3]`` in crop pixels, for motion ``[T, 30]``."""
-        return self.basis.decode(motion.to("cpu", torch.float32), self.identity).numpy()
+        drawn = self._head_range(self._lids(motion.to("cpu", torch.float32)))
+        return self.basis.decode(drawn, self.identity).numpy()
 
     def decode(self, motion: torch.Tensor) -> Iterator[np.ndarray]:
         """Yield frames ``[S, S, 3]`` uint8 for motion ``[T, 30]``."""

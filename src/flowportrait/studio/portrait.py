@@ -12,8 +12,8 @@ import numpy as np
 from flowportrait.errors import BadInput
 from flowportrait.media.faces import face_extent
 from flowportrait.media.image import WHITE_BACKGROUND, read_image
-from flowportrait.media.occlusion import is_mouth_covered
 from flowportrait.media.portrait import Photo, Portrait, find_faces
+from flowportrait.media.portrait_notes import portrait_notes
 from flowportrait.pipelines.request import parse_colour
 
 STUDIO_FACE_SIZE = 512
@@ -71,8 +71,7 @@ def _find_portrait(
     height = face_extent((faces[0] if face is None else from_left[face - 1])[0])
     if height < _SMALL_PX:
         notes.append(f"The face is only {height:.0f} px high and will be soft: a closer photo looks better.")
-    if is_mouth_covered(portrait.crop, portrait.landmarks):
-        notes.append("The mouth seems to be covered: lips will be drawn over it.")
+    notes += portrait_notes(portrait.crop, portrait.landmarks, "the photo")
     return FoundPortrait(portrait, count, tuple(notes))
 
 

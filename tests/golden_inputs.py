@@ -20,25 +20,29 @@ SOURCES = os.pathsep.join(str(ROOT / folder) for folder in ("src", "weights"))
 """``PYTHONPATH`` with the packages of this checkout."""
 
 SMALL = ("--crop", "--size", "256")
+PLAIN = ("--style", "plain")
+"""Motion of the generator alone, as in version 0.1."""
 
 CASES: dict[str, tuple[str, ...]] = {
-    "photo": ("--image", "photo.png", "--audio", "first.wav", *SMALL, "--seed", "3", "--motion-out", "photo.json"),
-    "whole": ("--image", "photo.png", "--audio", "first.wav", "--checkpoint", "sft", "--motion-out", "whole.csv"),
+    "photo": ("--image", "photo.png", "--audio", "first.wav", *SMALL, *PLAIN, "--seed", "3",
+              "--motion-out", "photo.json"),
+    "whole": ("--image", "photo.png", "--audio", "first.wav", *PLAIN, "--checkpoint", "sft",
+              "--motion-out", "whole.csv"),
     "controls": (
         "--image", "photo.png", "--audio", "second.wav", *SMALL, "--seed", "5", "--intensity", "1.3", "--blink", "0.5",
-        "--head-motion", "1.5", "--expression-scale", "0.8", "--gaze", "10,-5", "--as-heard",
+        "--head-motion", "1.5", "--expression-scale", "0.8", "--gaze", "10,-5", "--as-heard", *PLAIN,
         "--motion-out", "controls.json",
     ),
     "guided": (
-        "--image", "photo.png", "--audio", "first.wav", *SMALL, "--guide", "sync=2,motion=0.5",
+        "--image", "photo.png", "--audio", "first.wav", *SMALL, "--guide", "sync=2,motion=0.5", *PLAIN,
         "--motion-out", "guided.json",
     ),
     "pruned": (
-        "--image", "photo.png", "--audio", "first.wav", *SMALL, "--best-of", "3", "--prune",
+        "--image", "photo.png", "--audio", "first.wav", *SMALL, "--best-of", "3", "--prune", *PLAIN,
         "--motion-out", "pruned.json",
     ),
     "best": (
-        "--image", "photo.png", "--audio", "first.wav", *SMALL, "--best-of", "2", "--by", "sync",
+        "--image", "photo.png", "--audio", "first.wav", *SMALL, "--best-of", "2", "--by", "sync", *PLAIN,
         "--motion-out", "best.json",
     ),
     "from-json": ("--image", "photo.png", "--audio", "first.wav", *SMALL, "--motion-in", "kept.json"),
@@ -46,10 +50,12 @@ CASES: dict[str, tuple[str, ...]] = {
     "dubbed": ("--video", "video.mp4", "--audio", "first.wav", "--loop"),
     "side-by-side": (
         "--speaker", "1=photo.png,first.wav", "--speaker", "2=mirrored.png,second.wav", "--turns", "--size", "128",
+        *PLAIN,
     ),
-    "one-photo": ("--speaker", "1=both.png,first.wav", "--speaker", "2=both.png,second.wav"),
-    "stream": ("--image", "photo.png", "--stream", *SMALL, "--seed", "3"),
-    "steered-stream": ("--image", "photo.png", "--stream", *SMALL, "--best-of", "2", "--prune", "--by", "sync"),
+    "one-photo": ("--speaker", "1=both.png,first.wav", "--speaker", "2=both.png,second.wav", *PLAIN),
+    "stream": ("--image", "photo.png", "--stream", *SMALL, *PLAIN, "--seed", "3"),
+    "steered-stream": ("--image", "photo.png", "--stream", *SMALL, *PLAIN, "--best-of", "2", "--prune",
+                       "--by", "sync"),
 }  # fmt: skip
 """Options of ``flowportrait animate`` by case; ``kept.json`` and ``kept.csv`` are performances written before."""
 

@@ -38,7 +38,24 @@ def render(folder: Path) -> tuple[np.ndarray, list[np.ndarray]]:
     wavfile.write(folder / "speech.wav", 16_000, (32767 * speech(SECONDS)).astype(np.int16))
     words = {"--image": "photo.png", "--audio": "speech.wav", "--output": "video.mp4", "--motion-out": "motion.json"}
     arguments = [part for flag, name in words.items() for part in (flag, str(folder / name))]
-    assert main(["animate", *arguments, "--checkpoint", "rl", "--seed", "3", "--crop", "--size", str(SIZE)]) == 0
+    assert (
+        main(
+            [
+                "animate",
+                *arguments,
+                "--checkpoint",
+                "rl",
+                "--style",
+                "plain",
+                "--seed",
+                "3",
+                "--crop",
+                "--size",
+                str(SIZE),
+            ]
+        )
+        == 0
+    )
     frames = [frame for number, frame in enumerate(iter_frames(folder / "video.mp4")) if number in FRAMES]
     return read_motion(folder / "motion.json").numpy(), frames
 

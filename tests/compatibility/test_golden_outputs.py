@@ -1,5 +1,6 @@
 """What every way to a video gave in version 0.1, from the command line to the decoded file: one photo, dubbing, a
-stream, two speakers, performances as files, rewards that steer. Kept in ``tests/golden/outputs``.
+stream, two speakers, performances as files, rewards that steer. Kept in ``tests/golden/outputs``; the pictures
+were drawn anew in version 0.3, which separates hair and background and moves lids in another way.
 
     python -m tests.compatibility.test_golden_outputs        writes the kept results anew
 

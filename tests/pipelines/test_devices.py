@@ -29,7 +29,7 @@ from flowportrait.models.sampler import ChunkSampler, sample_from_mel, sample_mo
 from flowportrait.portraitgen.still_flow import PortraitFlow
 from flowportrait.preferences.latent_reward import LatentReward
 from flowportrait.preferences.reward_model import MotionReward
-from flowportrait.rendering.retouch import MouthWindows, RetouchNet, example_windows
+from flowportrait.rendering.retouch_network import MouthWindows, RetouchNet, example_windows
 from flowportrait.rendering.vae_codec import TinyAutoencoder
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.face import FaceNet

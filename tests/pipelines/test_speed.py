@@ -16,7 +16,8 @@ from flowportrait.files import shipped_weights
 from flowportrait.media.crop import FramePaster, paste_back
 from flowportrait.media.video import map_in_order
 from flowportrait.rendering.mesh import UpsampledPicture
-from flowportrait.rendering.retouch import RetouchNet, example_windows, shipped_retouch_network
+from flowportrait.rendering.retouch import shipped_retouch_network
+from flowportrait.rendering.retouch_network import RetouchNet, example_windows
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

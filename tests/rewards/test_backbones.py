@@ -24,7 +24,7 @@ from flowportrait.models.flow_matching import FlowMatchingLearner, PretrainConfi
 from flowportrait.models.pretrain import pretrain
 from flowportrait.models.sampler import GenerationSession
 from flowportrait.models.training_clips import save_clips
-from flowportrait.pipelines.animator import Animator
+from flowportrait.pipelines.animate import AnimatePipeline
 from flowportrait.rl.task import SpeechItem, TalkingTask
 from flowportrait.training.distributed import create_accelerator
 from flowportrait.training.lora import merge_adapters
@@ -168,7 +168,7 @@ def test_a_generator_that_sees_speaks_for_whom_it_sees_and_goes_on_with_it(folde
     model, deaf = build(folders, "qwen2_5_omni"), build(folders, "qwen3")
 
     def spoken(model: ARFlow, portrait: Portrait | None) -> torch.Tensor:
-        return torch.cat(list(Animator(model).motion(speech, portrait=portrait)))
+        return torch.cat(list(AnimatePipeline(model).motion(speech, portrait=portrait, style="plain")))
 
     ours, theirs, nobodys = (spoken(model, portrait) for portrait in (face(0), face(1), None))
     assert torch.equal(ours, spoken(model, face(0)))

@@ -16,7 +16,7 @@ from flowportrait.data.corpus import read_corpus_clips
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.media.mel import log_mel, normalize_loudness
-from flowportrait.models.arflow import load_generator
+from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.prosody_motion import voice_follower
 from flowportrait.models.sampler import sample_motion
 from flowportrait.rendering.motion_basis import EXPRESSION, HEAD, MotionBasis, close_lips
@@ -133,9 +133,9 @@ def expression_signals(motion: torch.Tensor) -> dict[str, torch.Tensor]:
     }  # fmt: skip
 
 
-def _sample(model: object, clip: DevClip, style: str, seeds: int) -> torch.Tensor:
+def _sample(model: ARFlow, clip: DevClip, style: str, seeds: int) -> torch.Tensor:
     sound = np.repeat(clip.sound[None], seeds, 0)
-    tracks = sample_motion(model, sound, list(range(seeds)), follower=voice_follower(style, clip.sound))  # type: ignore[arg-type]
+    tracks = sample_motion(model, sound, list(range(seeds)), follower=voice_follower(style, clip.sound))
     return tracks[:, : len(clip.motion)]
 
 

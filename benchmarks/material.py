@@ -111,8 +111,8 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
     Image.fromarray(picture).save(path)
 
 
-def read_dev_names(footage: Path) -> list[str]:
-    """Return what ``split.tsv`` of a footage folder lists as dev: files, photos without ending, or people.
+def read_split(footage: Path) -> dict[str, str]:
+    """Return the split of all that ``split.tsv`` of a footage folder lists: files, photos without ending, or people.
 
     Raises:
         BadInput: there is no split.tsv.
@@ -120,7 +120,16 @@ def read_dev_names(footage: Path) -> list[str]:
     if not (footage / "split.tsv").is_file():
         raise BadInput(f"No split.tsv in {footage}: give footage that says who is dev.")
     lines = (footage / "split.tsv").read_text(encoding="utf-8").splitlines()[1:]
-    return [name for name, _, split in (line.split("\t") for line in lines) if split == "dev"]
+    return {name: split for name, _, split in (line.split("\t") for line in lines)}
+
+
+def read_dev_names(footage: Path) -> list[str]:
+    """Return what ``read_split`` calls dev.
+
+    Raises:
+        BadInput: there is no split.tsv.
+    """
+    return [name for name, split in read_split(footage).items() if split == "dev"]
 
 
 def mean_of_known(values: Sequence[float | None] | np.ndarray) -> Estimate | None:

@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks.material import use_one_thread, write_picture
+from benchmarks.material import read_split, use_one_thread, write_picture
 from benchmarks.record import Record
 from benchmarks.scenes import Scene, track_scene
 from benchmarks.teeth import PRESENT, balanced_accuracy, grey_share, teeth_share
@@ -138,12 +138,8 @@ def clip_paths(options: MouthInteriorOptions) -> list[Path]:
     Raises:
         BadInput: there are none, or split.tsv is missing.
     """
-    table = options.data / "split.tsv"
-    if not table.is_file():
-        raise BadInput(f"No split.tsv in {options.data}: give footage that says who is dev.")
-    rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()[1:]]
     names = [
-        name for name, _, split in rows
+        name for name, split in read_split(options.data).items()
         if name.split("/")[0] in options.folders and (split == "dev") == (options.split == "dev")
     ]  # fmt: skip
     paths = [options.data / name for name in names if (options.data / name).is_file()]

@@ -22,7 +22,7 @@ import torch
 from tools.cutouts import Cutout, cut_out_by_mask, cut_out_by_wall
 
 from benchmarks.backgrounds import BACKGROUNDS, make_background
-from benchmarks.material import mean_of_known, spread_evenly, use_one_thread, write_picture
+from benchmarks.material import mean_of_known, read_split, spread_evenly, use_one_thread, write_picture
 from benchmarks.picture import arkit_motion
 from benchmarks.record import Record
 from benchmarks.timing import find_source, run_python
@@ -178,8 +178,7 @@ def read_cases(options: UncoveredOptions) -> Iterator[Case]:
 
 def people_of(data: Path, split: str, count: int) -> list[Path]:
     """Return photos of people of a split, half from each folder, spread evenly."""
-    lines = [line.split("\t") for line in (data / "split.tsv").read_text(encoding="utf-8").splitlines()[1:]]
-    names = sorted(name for name, _, part in lines if part == split)
+    names = sorted(name for name, part in read_split(data).items() if part == split)
     london = [data / f"{name}_neutral.jpg" for name in names if name.startswith("london/")]
     masked = [data / name for name in names if name.startswith("celebamask/")]
     masked = [path if path.suffix == ".jpg" else path.with_suffix(".jpg") for path in masked]

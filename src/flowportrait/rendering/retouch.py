@@ -61,15 +61,19 @@ def shipped_retouch_network() -> RetouchFunction:
 @cached_per_device
 def _torch_network() -> RetouchFunction:
     """Return the shipped network in PyTorch, for devices that the installed ONNX Runtime does not support."""
-    network = _shipped_weights_in_torch()
-    device = device_of(place_network(network))
+    return _PlacedRetouchNet(_shipped_weights_in_torch())
 
-    def retouch(windows: MouthWindows) -> tuple[torch.Tensor, torch.Tensor]:
-        flow, residual = network(MouthWindows(*(part.to(device) for part in windows)))
+
+class _PlacedRetouchNet:
+    """A network on the device of networks, for windows on the CPU."""
+
+    def __init__(self, network: RetouchNet) -> None:
+        self._network, self.limits = network, network.limits
+        self._device = device_of(place_network(network))
+
+    def __call__(self, windows: MouthWindows) -> tuple[torch.Tensor, torch.Tensor]:
+        flow, residual = self._network(MouthWindows(*(part.to(self._device) for part in windows)))
         return flow.cpu(), residual.cpu()
-
-    retouch.limits = network.limits  # type: ignore[attr-defined]
-    return retouch
 
 
 def _shipped_weights_in_torch() -> RetouchNet:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -161,24 +163,32 @@ def test_growth_is_per_hour_and_ignores_the_beginning() -> None:
     assert live_analysis.slope_per_hour(times, [100.0 * (time > 600) for time in times]) == pytest.approx(0)
 
 
+_LEAK_PROGRAM = """
+import json, sys
+import numpy as np, torch
+from benchmarks import live_memory
+
+class Still:  # motion that costs nothing
+    def push(self, audio):
+        return [torch.zeros(len(audio) // 640, 30)]
+    def finish(self):
+        return []
+
+leak_bytes = int(sys.argv[1])
+curve = live_memory.simulate_session(lambda utterance: Still(), np.zeros(16_000, np.int16), 0.1, leak_bytes=leak_bytes)
+print(json.dumps([curve.slope, curve.new_objects]))
+"""
+
+
 def test_a_session_that_leaks_is_found_and_one_that_does_not_is_flat() -> None:
-    class Still:
-        """Motion that costs nothing."""
-
-        def push(self, audio: np.ndarray) -> list[object]:
-            import torch
-
-            return [torch.zeros(len(audio) // 640, 30)]
-
-        def finish(self) -> list[object]:
-            return []
-
-    speech = np.zeros(16_000, np.int16)
-    flat = live_memory.simulate_session(lambda utterance: Still(), speech, 0.1)
-    leaking = live_memory.simulate_session(lambda utterance: Still(), speech, 0.1, leak_bytes=2**14)
-    assert abs(flat.new_objects) < 20_000
-    leak = 2**14 * FPS * 3600 / 2**20  # so much that it cannot hide in memory that the process has freed before
-    assert leaking.slope > flat.slope + leak / 2
+    # Each in a fresh process: memory that this one has freed would take up the leak.
+    leak_bytes = 2**14
+    (flat, flat_objects), (leaking, _) = (
+        json.loads(subprocess.run([sys.executable, "-c", _LEAK_PROGRAM, str(size)], check=True, stdout=-1).stdout)
+        for size in (0, leak_bytes)
+    )
+    assert abs(flat_objects) < 20_000
+    assert leaking > flat + leak_bytes * FPS * 3600 / 2**20 / 2
 
 
 @pytest.mark.parametrize("text", ["384", "384:1", "384:0:60", "big:1:60", "384:1:-5"])

@@ -22,12 +22,12 @@ _LIPS = np.array([
 ])  # fmt: skip
 """Lower face of lips that part before speech, for an opening of one distance of the outer eye corners: regression over
 the measured onsets."""
-_OPENINGS = (0.02, 0.05)
-"""Smallest and largest opening."""
+_OPENINGS = (0.032, 0.055)
+"""Smallest and largest opening: from the median of people to their upper quartile, so that it is seen at once."""
 _RISES, _PITCHES = (0.2, 0.6), (0.3, 0.9)
 """Smallest and largest rise and pitch of the head, in standard deviations."""
-_PART_SHARE = 0.5
-"""Share of the way that the lips move in a frame: 0.01 to 0.025 eye distances in the first."""
+_PART_SHARE = 0.6
+"""Share of the way that the lips move in a frame: 0.019 to 0.033 eye distances in the first."""
 _INHALE_SHARE = 0.25
 """The same of the head, twice in a row: it begins slowly."""
 _RELEASE_SHARE, _RELAX_SHARE = 0.5, 0.3

@@ -41,7 +41,6 @@ class MotionPreference:
     name: str = "preference"
     needs: frozenset[str] = frozenset({"motion", "mel"})
 
-    @torch.no_grad()
     def __call__(self, batch: RewardBatch) -> Score:
         frames = batch.motion.shape[1]
         if frames < MIN_CLIP_FRAMES:

@@ -127,7 +127,6 @@ class LipSyncReward:
         """Return the reward with the expert that ships with the package."""
         return cls(MotionSyncExpert.load(), measurement_noises().get("sync", 0.0))
 
-    @torch.no_grad()
     def __call__(self, batch: RewardBatch) -> Score:
         """Return the mean margin of every clip, with the margin of every frame as dense scores.
 

@@ -70,6 +70,7 @@ class Trajectory:
         real: ``[B]`` bool, true for real clips.
         v_behaviour: velocities ``[B, N, R, D]`` of the weights that made the rollout, if these are older than the
             weights that are trained.
+        reward_gradient: gradient of the rewards at the clean latents ``[B, N, D]``, if a stage has added it.
     """
 
     group: torch.Tensor
@@ -86,6 +87,7 @@ class Trajectory:
     noise: torch.Tensor
     real: torch.Tensor
     v_behaviour: torch.Tensor | None = None
+    reward_gradient: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.sample)

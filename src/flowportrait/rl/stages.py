@@ -35,6 +35,7 @@ import torch
 from flowportrait.flow.kernels import Kernel
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.rewards.interface import Score
+from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.collection import ScoredRollouts
 from flowportrait.rl.credit import BatchCredit
 from flowportrait.rl.objectives.interface import Advantage
@@ -96,6 +97,11 @@ class IterationRollouts(Protocol):
     @property
     def kernel(self) -> Kernel:
         """Return the stochastic kernel."""
+        ...
+
+    @property
+    def rewards(self) -> CompositeReward:
+        """Return the rewards of the run with their weights."""
         ...
 
     @property

@@ -210,8 +210,10 @@ class TalkingTask:
     def batch(self, policy: ARFlow, trajectory: Trajectory, prompts: SpeechPrompts) -> RewardBatch:
         latents = trajectory.latents.to(next(policy.parameters()).device)
         motion = policy.to_motion(latents, trajectory.condition.start).cpu()
+        filtered = postprocess_motion(motion.detach(), policy.config.chunk, policy.config.ease)
+        # For gradients of rewards the filters count as the identity.
         return RewardBatch(
-            postprocess_motion(motion, policy.config.chunk, policy.config.ease),
+            motion + (filtered - motion.detach()) if motion.requires_grad else filtered,
             prompts.mel,
             self.renderer_for(prompts.portraits) if self.renderer_for else None,
             audio=prompts.audio,

@@ -176,6 +176,7 @@ class Rollouts:
         self.sample_count: int = recipe.groups * recipe.group_size
         self.recipe_name: str = recipe.name
         self.kernel: Kernel = trainer.kernel
+        self.rewards: CompositeReward = trainer.rewards
         self.noise_key: NoiseKey = trainer.noise_key
 
     def rollout_mode(self, role: str | None = None) -> AbstractContextManager[None]:

@@ -54,6 +54,7 @@ RECIPES: dict[str, str] = {
     "sync-dpo": "preference:SYNC_DPO_CARD",
     "threshold": "preference:THRESHOLD_CARD",
     "distil": "matching:DISTIL_CARD",
+    "direct": "direct:DIRECT_CARD",
 }
 """Name of every built-in recipe → its module in this folder and its card there."""
 

@@ -42,7 +42,7 @@ from flowportrait.rewards.motion import (
     TremorReward,
 )
 from flowportrait.rewards.motion_distribution import CrowdReward
-from flowportrait.rewards.random import RANDOM_REWARDS, RandomReward
+from flowportrait.rewards.random import EARLIER_RANDOM_REWARDS, RANDOM_REWARDS, RandomReward
 from flowportrait.rewards.relative import SelfConfidenceReward
 from flowportrait.rewards.sync import LipSyncReward
 
@@ -134,7 +134,7 @@ def _random_builder(name: str, _: RewardOptions) -> Reward:
 
 REWARDS: dict[str, RewardBuilder | str] = {
     **WEIGHTED_REWARDS, **{name: _preference_builder(name) for name in PREFERENCE_REWARDS}, **JUDGE_REWARDS,
-    **PART_REWARDS, **{name: partial(_random_builder, name) for name in RANDOM_REWARDS},
+    **PART_REWARDS, **{name: partial(_random_builder, name) for name in (*RANDOM_REWARDS, *EARLIER_RANDOM_REWARDS)},
 }  # fmt: skip
 """All rewards of the package and those that were registered. Strings are ``module:function``."""
 

@@ -92,13 +92,13 @@ def clip_cosines(folder: Path, given: RewardBatch, texts: list[str]) -> torch.Te
     cosines = []
     for row, text in enumerate(texts):
         frames = given.frames((0, 8, 16, 24))[row]
-        images = [(frame.permute(1, 2, 0) * 255).byte().numpy() for frame in frames]
+        images = [(frame.permute(1, 2, 0) * 255).round().byte().numpy() for frame in frames]
         pixels = torch.as_tensor(np.stack(processor(images)["pixel_values"]))
         tokens = words([text], return_tensors="pt", truncation=True, max_length=16)
         with torch.no_grad():
             found = network(pixel_values=pixels, input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
         cosines.append(found.logits_per_text[0] / network.logit_scale.exp())
-    return torch.stack(cosines)
+    return torch.stack(cosines).detach()
 
 
 def test_clip_and_pickscore_are_what_the_model_of_transformers_computes(
@@ -109,11 +109,11 @@ def test_clip_and_pickscore_are_what_the_model_of_transformers_computes(
     options = RewardOptions(pretrained={"clip": str(clip_folder)})
     clip = build_reward("clip_text", options)
     assert clip.needs == {"frames", "transcript"}
-    assert torch.allclose(score_batch(clip, given).value, expected, atol=5e-3)
-    assert expected.std() > 0.01
+    assert torch.allclose(score_batch(clip, given).value, expected, atol=5e-4)
+    assert expected.std() > 5e-3  # ten times the tolerance
     monkeypatch.setenv("FLOWPORTRAIT_PICKSCORE", str(clip_folder))
     score = score_batch(build_reward("pickscore"), given).value
-    assert torch.allclose(score, expected * np.exp(1.5), atol=2e-2)
+    assert torch.allclose(score, expected * np.exp(1.5), atol=2e-3)
 
 
 def test_one_text_for_all_samples_needs_none_of_their_own(clip_folder: Path) -> None:
@@ -124,7 +124,7 @@ def test_one_text_for_all_samples_needs_none_of_their_own(clip_folder: Path) -> 
     own = score_batch(build_reward("clip_text", RewardOptions(pretrained={"clip": str(clip_folder)})), batch()).value
     assert torch.allclose(found[[0, 2]], own[[0, 2]])
     assert abs(float(found[1] - own[1])) > 1e-3
-    with pytest.raises(BadInput, match="needs transcript"):
+    with pytest.raises(BadInput, match=r"needs transcript.* set rewards\.options\.text"):
         score_batch(build_reward("clip_text", RewardOptions(pretrained={"clip": str(clip_folder)})), batch(None))
 
 

@@ -74,14 +74,15 @@ def _examine(run: Path) -> tuple[int, list[RunFinding]]:
     from flowportrait.rl.control import find_control, has_random_rewards, is_run
     from flowportrait.rl.doctor import diagnose_run
 
-    needs, control = {}, None
+    needs: dict[str, list[str]] = {}
+    control: list[dict[str, float]] | None = None
     try:
         records = _read_metrics(run)
         recipe = json.loads((run / RECIPE).read_text(encoding="utf-8"))
         if is_run(run):
             needs = json.loads((run / "run.json").read_text(encoding="utf-8")).get("needs", {})
             folder = None if has_random_rewards(run) else find_control(run)
-            control = folder and _read_metrics(folder)
+            control = None if folder is None else _read_metrics(folder)
         return len(records), diagnose_run(records, recipe, needs, control)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise BadInput(f"A file of {run} is damaged: {error}.") from error

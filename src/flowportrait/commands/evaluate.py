@@ -41,6 +41,14 @@ MEANINGS = {
     "identity": ("the face is that of the portrait: cosine of face features", "−1 … 1"),
     "sharpness": ("mouth and eyes have the detail of the portrait or of real footage", "… 0, −0.7 as real footage"),
     "realness": ("pixel statistics of the face are those of cameras", "… 0, −0.7 as real footage"),
+    "clip_text": ("frames fit the text, by CLIP", "−1 … 1"),
+    "clip_portrait": ("frames look like the portrait as a whole, by CLIP", "−1 … 1"),
+    "pickscore": ("people would pick the frames for the text", "no limits"),
+    "hpsv3": ("people would prefer the frames for the text", "no limits"),
+    "videoalign": ("quality of pictures and motion, and how well the text fits", "no limits"),
+    "videoalign_vq": ("quality of the pictures", "no limits"),
+    "videoalign_mq": ("quality of the motion", "no limits"),
+    "videoalign_ta": ("how well the text fits", "no limits"),
     CHANCE: ("nothing: a random number, the control of post-training", "0 … 1"),
 }
 """What a reward measures, and its scale. Higher is better for every reward."""

@@ -96,8 +96,10 @@ def _controlled_gain(
     seed: int,
 ) -> ControlledGain:
     gain, chance = (np.array([side[clip] - before[clip] for clip in clips]) for side in (after, random))
-    estimates = (bootstrap_mean(values, seed) for values in (gain, chance, gain - chance))
-    return ControlledGain(metric.key, *systems, *estimates, signed_rank_p(gain - chance))
+    own, random_gain, difference = (bootstrap_mean(values, seed) for values in (gain, chance, gain - chance))
+    system, baseline, control = systems
+    p = signed_rank_p(gain - chance)
+    return ControlledGain(metric.key, system, baseline, control, own, random_gain, difference, p)
 
 
 def build_control_table(gains: Sequence[ControlledGain]) -> Table:

@@ -84,7 +84,7 @@ def read_text_constant(path: Path, name: str) -> str:
             isinstance(target, ast.Name) and target.id == name for target in statement.targets
         )
         if named and isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str):  # type: ignore[attr-defined]
-            return statement.value.value  # type: ignore[attr-defined,no-any-return]
+            return statement.value.value  # type: ignore[attr-defined]
     raise BadInput(f"{path} has no text {name}: put the published file there.")
 
 
@@ -191,7 +191,7 @@ class RewardHead(nn.Module):
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         for layer in self.layers[:-1]:
             values = layer(values).relu()
-        return self.layers[-1](values)  # type: ignore[no-any-return]
+        return self.layers[-1](values)
 
 
 class Qwen2VlScorer(nn.Module):
@@ -331,7 +331,7 @@ def patchify(
         Patches ``[B, N, 3 · step · patch²]`` and the numbers of patches in time, height and width.
     """
     batch, count = frames.shape[:2]
-    height, width = resized_side(*frames.shape[-2:], least, most, patch * merge)
+    height, width = resized_side(frames.shape[-2], frames.shape[-1], least, most, patch * merge)
     pictures = F.interpolate(frames.flatten(0, 1), size=(height, width), mode="bicubic", antialias=True).clamp(0, 1)
     pictures = (((pictures * 255).round() / 255 - _MEAN) / _STD).unflatten(0, (batch, count))
     missing = -count % step

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flowportrait.evaluation.figures import DIRECTION_ARROWS, SIGNIFICANCE_LEVEL, format_metric
-from flowportrait.evaluation.metrics import METRIC_BY_KEY, METRICS, REAL, Metric, MetricRow
-from flowportrait.evaluation.statistics import Estimate, bootstrap_mean, holm_correction, signed_rank_p
+from flowportrait.evaluation.metrics import COST_METRICS, METRIC_BY_KEY, METRICS, REAL, Metric, MetricRow
+from flowportrait.evaluation.statistics import MIN_PAIRS, Estimate, bootstrap_mean, holm_correction, signed_rank_p
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,8 +51,11 @@ class ControlledGain:
     def verdict(self) -> str:
         """``better``, ``worse`` or ``other`` than chance (for metrics without a direction), or ``as chance``.
 
-        It is ``as chance`` unless the interval of the difference excludes zero and p is below 0.05.
+        It is ``as chance`` unless the interval of the difference excludes zero and p is below 0.05, and ``too few
+        clips`` where p cannot be below 0.05.
         """
+        if self.difference.clips < MIN_PAIRS:
+            return "too few clips"
         if not self.difference.excludes_zero or self.p is None or self.p >= SIGNIFICANCE_LEVEL:
             return "as chance"
         direction = METRIC_BY_KEY[self.metric].better
@@ -64,7 +67,7 @@ class ControlledGain:
 def compare_with_control(
     rows: Mapping[str, Mapping[str, MetricRow]], baseline: str, control: str, seed: int = 0
 ) -> list[ControlledGain]:
-    """Return the gains of every system beside the control's.
+    """Return the gains of every system beside the control's, in every metric but cost.
 
     Args:
         rows: metrics by system and clip.
@@ -74,7 +77,7 @@ def compare_with_control(
     """
     gains: list[ControlledGain] = []
     for system in (name for name in rows if name not in (baseline, control, REAL)):
-        for metric in METRICS:
+        for metric in (metric for metric in METRICS if metric not in COST_METRICS):
             before, after, random = (
                 {clip: float(value) for clip, row in rows[name].items() if (value := row.get(metric.key)) is not None}
                 for name in (baseline, system, control)

@@ -46,7 +46,7 @@ def after_a_step(recipe: Recipe) -> torch.Tensor:
         ),
         (replace(RECIPE, groups=1), replace(RECIPE, groups=1, credit=CreditConfig(std="largest"))),
     ],
-    ids=["otca flat", "dppo wide", "dance whole", "first step", "largest of one"],
+    ids=["step weights flat", "dppo wide", "dance whole", "first step", "largest of one"],
 )
 def test_a_method_at_its_limit_is_another(one: Recipe, other: Recipe) -> None:
     assert torch.equal(after_a_step(one), after_a_step(other))

@@ -111,17 +111,18 @@ L = -mean min(r A, clip(r) A) + beta KL(pi_ref || pi),   r = pi / pi_old
     },
 )
 
-OTCA_CARD = Card(
+STEP_CREDIT_CARD = Card(
     recipe=PostTrainConfig(
-        "otca",
+        "step-credit",
         allocation=Allocation(steps={"sync": -0.5, "expressiveness": 0.5, "perceptual": -0.5}),
     ),
-    source="after OTCA, 2604.19234",
+    source="after the abstract of OTCA, 2604.19234",
     equation="A[i, n, r] = sum over rewards of A_reward[i, n] (1 + t_reward (2 s_r - 1))",
     paper="Denoising steps have weights of their own, and the weights of rewards vary over them.",
-    verified="The abstract alone.",
+    verified="The abstract alone; hence the name, which was otca before.",
     reading=(
-        "The paper estimates its weights by formulas that were not at hand; ours are linear in the noise level: what "
+        "The paper estimates the importance of steps from trajectories and adapts the weights of rewards; neither is "
+        "done here, since its formulas could not be read. Weights are set by hand and linear in the noise level: what "
         "a clip does is decided early, how exactly it does it late. As nothing is learned at the end, a sixth more "
         "of the former is paid in all, and a sixth less of the latter."
     ),
@@ -130,18 +131,20 @@ OTCA_CARD = Card(
     },
 )
 
-VIPO_CARD = Card(
-    recipe=PostTrainConfig("vipo", allocation=Allocation(regions={"sync": "mouth"})),
-    source="after ViPO, 2511.18719",
+REGION_CREDIT_CARD = Card(
+    recipe=PostTrainConfig("region-credit", allocation=Allocation(regions={"sync": "mouth"})),
+    source="after the abstract of ViPO, 2511.18719",
     equation="""\
 A[i, n, p] = sum of the rewards that region p is paid by
 L = -mean sum_p min(r_p A_p, clip(r_p) A_p) + beta KL(v || v_ref),   r = product of r_p
 """,
     paper="Latent positions get advantages of their own.",
-    verified="The abstract alone.",
+    verified="The abstract alone; hence the name, which was vipo before.",
     reading=(
-        "The paper weighs positions by variance of backbone features; a motion latent knows what it moves, so "
-        "regions are named: lip sync pays the mouth's numbers only."
+        "The paper multiplies one advantage by a map that it computes from the features of a pretrained vision network "
+        "in space and time. Here the regions are named by hand and are the same for every sample, and what differs "
+        "between them is which rewards they are paid by: a motion latent knows what it moves, so that lip sync pays "
+        "the mouth's numbers only."
     ),
     why={
         "allocation.regions": "lips are what sync looks at",

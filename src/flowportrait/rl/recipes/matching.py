@@ -63,7 +63,7 @@ NFT_REGIONS_CARD = Card(
         ),
         allocation=Allocation(regions=REGIONS),
     ),
-    source="DiffusionNFT, 2509.16117, with regions after ViPO, 2511.18719",
+    source="DiffusionNFT, 2509.16117, with regions after the abstract of ViPO, 2511.18719",
     equation="as nft, with r and the two errors per region: mouth, eyes, head;   A[region] = sum of what pays it",
     paper="NFT as in nft; ViPO's point, that a place should answer for what is seen there.",
     verified="NFT as in nft; of ViPO the abstract.",

@@ -162,7 +162,7 @@ def test_kvpo_learns_nothing_where_no_branch_looks_at_another_past() -> None:
 
 def test_kvpo_between_two_branches_is_a_logistic_choice() -> None:
     """L = −½ A₁ π₁/π₁ at the old weights, so dL/dE = (1 − π₁, −π₂) / 2τ, with E = mean v² and π₁ = σ((E₂ − E₁)/τ)."""
-    objective, energy = KVPO(kl_weight=0.0), torch.tensor([0.03, 0.08])
+    objective, energy = KVPO(kl_weight=0.0, energy="velocity"), torch.tensor([0.03, 0.08])
     live = energy.sqrt()[:, None].repeat(1, 4).requires_grad_()
     seen = one_step(1.0, torch.zeros(2, 4), live)
     seen = replace(

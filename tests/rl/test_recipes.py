@@ -50,7 +50,7 @@ def small(recipe: Recipe) -> Recipe:
         groups=3,
         group_size=9 if recipe.name == "branch-grpo" else 8,
         frames=16,
-        exploration=HistoryRouting(keep=1, chunks=3) if recipe.exploration else None,
+        exploration=recipe.exploration and replace(recipe.exploration, keep=1, chunks=3),
         train_on=recipe.train_on and 6,
         learning_rate=RATES.get(recipe.name, 3e-3),
         allocation=allocation,
@@ -120,7 +120,8 @@ def test_a_recipe_without_its_papers_equations_keeps_the_papers_name_as_an_alias
     assert "after the abstract of" in capsys.readouterr().err
     assert earlier not in CARDS
     assert card.recipe == replace(find_recipe(name), name=earlier), "a run that has the earlier name can be resumed"
-    assert card.source.startswith("after the abstract of") and earlier in card.verified
+    assert card.source.startswith("after the abstract of")
+    assert earlier in card.verified
 
 
 def test_a_card_is_listed_and_shown_with_its_values_and_reasons(capsys: pytest.CaptureFixture[str]) -> None:

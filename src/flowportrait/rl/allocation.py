@@ -16,9 +16,10 @@ from flowportrait.rl.rollout import Trajectory
 
 # --- Allocation to denoising steps and regions ---
 #
-# A reward may count more at high or at low noise (after the abstract of OTCA, 2604.19234: the composition of a clip is decided early,
-# its texture late), and only in the latent region that it measures (after the abstract of ViPO, 2511.18719). States that several
-# samples share up to a fork get the mean of these samples' advantages, normalised per place (BranchGRPO, 2509.06040).
+# A reward may count more at high or at low noise, since the composition of a clip is decided early and its texture late
+# (after the abstract of OTCA, 2604.19234), and only in the latent region that it measures (after the abstract of ViPO,
+# 2511.18719). States that several samples share up to a fork get the mean of these samples' advantages, normalised per
+# place (BranchGRPO, 2509.06040).
 
 
 @dataclass(frozen=True)

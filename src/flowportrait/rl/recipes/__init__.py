@@ -52,6 +52,7 @@ RECIPES: dict[str, str] = {
     "exemplar-ratio": "exemplar:EXEMPLAR_RATIO_CARD",
     "exemplar-awm": "exemplar:EXEMPLAR_AWM_CARD",
     "exemplar-dpo": "exemplar:EXEMPLAR_DPO_CARD",
+    "portraitgen": "exemplar:PORTRAITGEN_CARD",
     "sync-dpo": "preference:SYNC_DPO_CARD",
     "threshold": "preference:THRESHOLD_CARD",
     "distil": "matching:DISTIL_CARD",

@@ -74,7 +74,8 @@ MIX_GRPO_CARD = Card(
     recipe=PostTrainConfig(
         "mix-grpo",
         eta=0.7,
-        plan=SlidingWindow(width=2, dwell=10),
+        same_start=True,
+        plan=SlidingWindow(width=2, dwell=10, second_order=True),
         objective=ClippedRatio(kl_weight=0.0),
     ),
     source="MixGRPO, 2507.21802",
@@ -83,11 +84,14 @@ MIX_GRPO_CARD = Card(
     verified="Window, strategies and gains in the paper and the authors' code; eta and width from memory.",
     reading=(
         "Two of six steps; the window moves every ten iterations and begins again at the top, so that short runs see "
-        "all of it. Siblings start from noise of their own, where the authors' share one start (same_start=true); "
-        "outside the window runs Euler, where MixGRPO-Flash has a second-order solver after it."
+        "all of it. Siblings share one start, as the authors' do. After the window runs a second-order multistep "
+        "solver in the velocity (Adams-Bashforth), where MixGRPO-Flash has DPM-Solver++ in the clean sample and fewer "
+        "steps; before it runs Euler. With the window at the last two steps that may be noisy, one step is left to it."
     ),
     why={
         "eta": "remembered of the paper: noise in two steps must do what noise in five does",
+        "same_start": "the authors'",
+        "plan.second_order": "MixGRPO-Flash's, but for the solver",
         "plan.width": "a third of the steps; the paper's four of 25 would be one",
         "objective.kl_weight": "none that we know of in the paper",
     },
@@ -193,22 +197,29 @@ BRANCH_GRPO_CARD = Card(
 TEMPFLOW_CARD = Card(
     recipe=PostTrainConfig(
         "tempflow",
-        plan=Branching(forks=1, elsewhere="ode"),
+        plan=Branching(forks=1, elsewhere="ode", per_group=True),
         eta=0.7,
         objective=ClippedRatio(step_weight="noise"),
     ),
     source="TempFlow-GRPO, 2508.04324",
     equation="the ODE everywhere but at one fork, which is credited with the difference that it made; weight s",
     paper=("One stochastic branch on a deterministic path, credit to that step, weights proportional to its noise."),
-    verified="At second hand: no code was to be had.",
+    verified=(
+        "The authors' code (Shredded-Pork/TempFlow-GRPO, e66824e, scripts/train_sd3_pr.py and the sampler with one "
+        "noisy step): branching, advantages per prompt and step, the weight 2.25 s. The paper's text was not read."
+    ),
     reading=(
-        "The fork is a step of one chunk: later chunks share their initial noise, so that the difference is the fork's "
-        "own. The paper credits it with the difference of the whole sample's reward; here a reward that knows when it "
-        "was earned (lip sync) pays 70 % (credit.dense) for the fork's own chunk and the rest for the whole clip. "
+        "The authors fork one ODE path at each of its steps, six branches a step, and compare the branches of a prompt "
+        "that fork at the same step. Here every group has one fork of its own, drawn anew: as many forks an iteration "
+        "as groups, all branches of a group at one fork. Their weight is 2.25 s = 2.25 g |dt|^0.5; ours is s, so that "
+        "the KL pulls 2.25 times as hard at one weight. The fork is a step of one chunk: later chunks share their "
+        "initial noise, so that the difference is the fork's own. The paper credits it with the difference of the whole "
+        "sample's reward; here a reward that knows when it was earned (lip sync) pays 70 % (credit.dense) for the fork's own chunk and the rest for the whole clip. "
         "credit.dense=0 is the paper's."
     ),
     why={
-        "eta": "one fork alone tells siblings apart",
+        "plan.per_group": "several forks an iteration, as in the paper",
+        "eta": "one fork alone tells siblings apart; the authors'",
         "objective.step_weight": "the paper's s, for more is explored there",
     },
 )

@@ -77,7 +77,7 @@ KVPO_CARD = Card(
     recipe=PostTrainConfig(
         "kvpo",
         plan=OdePlan(keep_path=True),
-        exploration=HistoryRouting(),
+        exploration=HistoryRouting(anchor=True),
         objective=KVPO(),
         same_start=True,
         group_size=8,
@@ -85,25 +85,30 @@ KVPO_CARD = Card(
     ),
     source="KVPO, 2605.14278",
     equation="""\
-pi(branch) = softmax -E/tau,   E = mean |v(x | true past) - (x' - x)/dt|^2
-L = -mean min(r A, clip(r) A) + beta KL(pi_ref || pi),   r = pi / pi_old
+pi(branch) = softmax -E/tau,   E = 1/2 sum over steps of mean |x0hat(v(x | true past)) - x0hat(branch)|^2
+L = -mean min(r A, clip(r) A) + beta KL(pi || pi_ref),   r = pi / pi_old
+A = clip(sum_k w_k (r_k - r_k of the anchor) / std_k, -2.5, 2.5)
 """,
     paper=(
         "Branches differ by which older entries of the history cache they see, from shared noise along the "
         "ODE; the replay sees the true cache; discrete KL."
     ),
-    verified="Routing, energies, KL, anchor, clip and settings in the authors' code.",
+    verified=(
+        "The authors' code (Richard-Zhang-AI/KVPO, b0c4c9d, models/longlive/trainer/kvpo.py): energies, softmax, "
+        "ratio, clip, KL(pi || pi_ref), the anchor. The paper's text was not read."
+    ),
     reading=(
-        "The softmax is taken per chunk, so that dense credit reaches the chunk that explored. Energies are of "
-        "velocities, a mean over steps and numbers, against the straight way of each step, over tau; the authors' "
-        "are of clean samples, |x0 - x0hat|^2 / 2 s^2, summed over blocks and steps. Our KL is KL(pi_ref || pi), "
-        "the authors' KL(pi || pi_ref). A branch is compared with the mean of its siblings and their std; the "
-        "authors' anchor, a branch that did not explore, is missing: theirs is (r - r_anchor) over the std with the "
-        "anchor among them. tau and the KL weight are set for 120-number latents."
+        "The authors divide each step's error of the clean sample by 2 max(s, 1)^2, which is 2 at every level, and sum "
+        "over steps and blocks: objective.scope=clip objective.temperature=1. Here the softmax is taken per chunk, "
+        "so that dense credit reaches the chunk that explored, with tau = 0.05: one chunk has a share of the energy, "
+        "and latents of 120 numbers differ less than theirs. The KL weight is set for this tau; theirs is 10. Each "
+        "reward is divided by its std with the anchor among the samples, as theirs. Where no branch beats its anchor "
+        "the authors leave the update out or weigh it by 1 - pi(anchor); this protection is missing. To be as before "
+        "version 0.4: exploration.anchor=false objective.energy=velocity objective.kl=from_reference."
     ),
     why={
         "plan.keep_path": "the way a branch went is what is learned",
-        "exploration": "the authors': four kept, five routed",
+        "exploration": "the authors': four kept, five routed, an anchor",
         "same_start": "the authors'",
         "group_size": "the authors' eight branches",
         "groups": "96 clips an iteration",

@@ -213,8 +213,9 @@ TEMPFLOW_CARD = Card(
         "that fork at the same step. Here every group has one fork of its own, drawn anew: as many forks an iteration "
         "as groups, all branches of a group at one fork. Their weight is 2.25 s = 2.25 g |dt|^0.5; ours is s, so that "
         "the KL pulls 2.25 times as hard at one weight. The fork is a step of one chunk: later chunks share their "
-        "initial noise, so that the difference is the fork's own. The paper credits it with the difference of the whole "
-        "sample's reward; here a reward that knows when it was earned (lip sync) pays 70 % (credit.dense) for the fork's own chunk and the rest for the whole clip. "
+        "initial noise, so that the difference is the fork's own. The paper credits it with the difference of the "
+        "whole sample's reward; here a reward that knows when it was earned (lip sync) pays 70 % (credit.dense) for "
+        "the fork's own chunk and the rest for the whole clip. "
         "credit.dense=0 is the paper's."
     ),
     why={

@@ -5,7 +5,6 @@ from __future__ import annotations
 from flowportrait.rewards.registry import RewardWeights
 from flowportrait.rl.allocation import Allocation
 from flowportrait.rl.config import PostTrainConfig
-from flowportrait.rl.credit import CreditConfig
 from flowportrait.rl.method_stages import HistoryRouting
 from flowportrait.rl.objectives.ratio import KVPO, ClippedRatio, SequenceRatio
 from flowportrait.rl.plan import OdePlan
@@ -157,17 +156,20 @@ L = -mean sum_p min(r_p A_p, clip(r_p) A_p) + beta KL(v || v_ref),   r = product
 )
 
 PREF_GRPO_CARD = Card(
-    recipe=PostTrainConfig("pref-grpo", credit=CreditConfig(win_rate=("all",))),
+    recipe=PostTrainConfig("pref-grpo", rewards=RewardWeights(judge_by="pairwise")),
     source="Pref-GRPO, 2508.20751",
-    equation="reward = share of siblings that a sample beats, then as flow-grpo",
+    equation="r_i = mean over the siblings j of P(i is preferred to j), beside the other rewards, then as flow-grpo",
     paper="Win rates inside the group instead of z-scores, so that meaningless gaps are not blown up.",
     verified="Win rates and their use in the authors' code.",
     reading=(
-        "A win is a larger score by more than the reward's own measurement noise; the paper asks a judge for "
-        "every pair."
+        "A judge with method=compare sees both clips of every pair of siblings, in both orders, on three aspects; its "
+        "margins count as probabilities, where the authors count whole wins. The pairs have the judge's weight of 0.5 "
+        "and the other rewards theirs; the authors have 0.4 beside 0.6 of CLIP. It needs a judge "
+        "(rewards.options.judge). Before version 0.4 the recipe compared scalar scores: rewards.judge_by=measured "
+        "credit.win_rate=all."
     ),
     why={
-        "credit.win_rate": "the method, for every reward",
+        "rewards.judge_by": "the method: a judge is asked about pairs",
     },
 )
 

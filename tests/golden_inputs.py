@@ -75,6 +75,8 @@ AS_IN_VERSION_0_1: dict[str, tuple[str, ...]] = {
     ),
     "kvpo": ("exploration.anchor=false", "objective.energy=velocity", "objective.kl=from_reference"),
     "pref-grpo": ("rewards.judge_by=measured", "credit.win_rate=all"),
+    "longcat-grpo": ("objective.step_weight=rectified",),
+    "branch-grpo": ("allocation.node_std=leaves",),
     "tempflow": ("plan.per_group=false",),
     "mix-grpo": ("plan.second_order=false", "same_start=false"),
     **dict.fromkeys(("exemplar-ratio", "exemplar-dpo"), ("exemplars.inversion=straight",)),

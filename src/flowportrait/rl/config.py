@@ -154,7 +154,8 @@ class PostTrainConfig:
             name = name if name in RANDOM_REWARDS else RANDOM_REWARDS[0]
             weights[name] = weights.get(name, 0.0) + weight
         regions = {name: name.removeprefix("random_") for name in weights if name != RANDOM_REWARDS[0]}
-        return replace(self, rewards=RewardWeights.only(weights), allocation=Allocation(regions=regions))
+        allocation = replace(self.allocation, steps={}, regions=regions)
+        return replace(self, rewards=RewardWeights.only(weights), allocation=allocation)
 
     @classmethod
     def from_json(cls, path: Path) -> PostTrainConfig:

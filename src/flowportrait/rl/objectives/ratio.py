@@ -47,9 +47,12 @@ class ClippedRatio:
     its divergence ½k²Δv² exceeds ``divergence``, at any ratio."""
     divergence: float = 0.02
     """The limit of ``trust=divergence``."""
-    step_weight: Literal["even", "rectified", "noise"] = "even"
+    step_weight: Literal["even", "rectified", "level", "noise"] = "even"
     """``rectified``: w = s/|b|, which removes the gradient scale of the step (Flash-GRPO, LongCat-Video), or 1/|b| with
-    ``form=guard``. ``noise``: w = s, a larger weight for steps that explore more (TempFlow-GRPO)."""
+    ``form=guard``. ``level``: w = √(σ / (|dt|·(1 − σ))), at most ``weight_limit`` (LongCat-Video), which is 1.5·s/|b|
+    of its kernel without a cap on s. ``noise``: w = s, a larger weight for steps that explore more (TempFlow-GRPO)."""
+    weight_limit: float = 6.0
+    """Largest weight of ``step_weight=level``, which has no bound at σ = 1."""
     kl_weight: float = 0.02
     """Weight of the KL divergence from the reference."""
     kl_space: Literal["v", "x", "exact"] = "exact"
@@ -60,7 +63,7 @@ class ClippedRatio:
     whole_groups = False
 
     def __post_init__(self) -> None:
-        at_least(self, clip_low=0, clip_high=0, divergence=0, kl_weight=0, truncation=1)
+        at_least(self, clip_low=0, clip_high=0, divergence=0, weight_limit=0, kl_weight=0, truncation=1)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -110,9 +113,14 @@ class ClippedRatio:
     def _step_weights(self, trajectory: Trajectory) -> torch.Tensor:
         if self.step_weight == "even":
             return torch.ones(())
-        _, b, s = trajectory.coefficients
+        a, b, s = trajectory.coefficients
         if self.step_weight == "noise":
             return s
+        if self.step_weight == "level":
+            # dt from b = dt + (a − 1)(1 − σ), which holds for every SDE kernel.
+            sigma = trajectory.sigma[..., None]
+            squared = sigma / ((1 - sigma) * (b - (a - 1) * (1 - sigma)).abs())
+            return squared.sqrt().clamp_max(self.weight_limit)
         return (1 if self.form == "guard" else s) / b.abs()
 
     def _kl(self, trajectory: Trajectory, difference: torch.Tensor) -> torch.Tensor:

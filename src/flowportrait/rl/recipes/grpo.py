@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flowportrait.rl.allocation import Allocation
 from flowportrait.rl.config import PostTrainConfig
 from flowportrait.rl.credit import CreditConfig
 from flowportrait.rl.objectives.ratio import ClippedRatio
@@ -132,7 +133,7 @@ LONGCAT_GRPO_CARD = Card(
         same_start=True,
         plan=SingleStep(first_steps=3, shared=True),
         credit=CreditConfig(std="largest"),
-        objective=ClippedRatio(step_weight="rectified", kl_weight=3e-4, kl_space="v"),
+        objective=ClippedRatio(step_weight="level", kl_weight=3e-4, kl_space="v"),
     ),
     source="LongCat-Video, 2510.22200",
     equation="A = sum_k w_k (R_k - mean) / largest group std of R_k;   one early step, s <= 0.45, reweighted by 1/k",
@@ -142,11 +143,11 @@ LONGCAT_GRPO_CARD = Card(
     ),
     verified="All of it in the paper's section 3.3 and appendix A.1.",
     reading=(
-        "Steps are weighted by s/|b| of the capped s. The paper's weight sqrt(t/(|dt|(1 - t))) is 1.5 times that "
-        "while the cap of 0.45 does not bind. It binds in all three of our steps: there s/|b| is 2.7, 2.4 and 2.1, "
-        "the paper's weight unbounded (t = 1), 5.5 and 3.5, so that their proportion is not the paper's. The paper "
-        "reweights the KL too; without the cap that is 1.125 of a KL in velocity space, which we take; with it, 2.6 "
-        "and 1.4 of one at the second and third step."
+        "Steps have the paper's weight sqrt(t/(|dt|(1 - t))), at most 6: it has no bound at t = 1, and is 5.5 and 3.5 at "
+        "our second and third step. Up to a constant it is s/|b| while the cap of 0.45 on s does not bind; it binds in "
+        "all three of our steps, where s/|b| (objective.step_weight=rectified, as in version 0.1) is 2.7, 2.4 and "
+        "2.1. The paper reweights the KL too; without the cap that is 1.125 of a KL in velocity space, which we take; "
+        "with it, 2.6 and 1.4 of one at the second and third step."
     ),
     why={
         "kernel": "the paper's",
@@ -155,7 +156,7 @@ LONGCAT_GRPO_CARD = Card(
         "plan.shared": "the paper's",
         "plan.first_steps": "the first three of six; the paper has the first six of sixteen",
         "credit.std": "the paper's",
-        "objective.step_weight": "the paper's, up to a constant, where the cap does not bind: not at six steps",
+        "objective.step_weight": "the paper's, with a limit at t = 1",
         "objective.kl_weight": "the paper's",
         "objective.kl_space": "what the reweighted KL is, up to 1.125 without the cap and up to 2.6 with it",
     },
@@ -177,19 +178,22 @@ CPS_CARD = Card(
 )
 
 BRANCH_GRPO_CARD = Card(
-    recipe=PostTrainConfig("branch-grpo", plan=Branching(forks=2, elsewhere="sde"), eta=0.7),
+    recipe=PostTrainConfig(
+        "branch-grpo", plan=Branching(forks=2, elsewhere="sde"), eta=0.7, allocation=Allocation(node_std="nodes")
+    ),
     source="BranchGRPO, 2509.06040",
     equation="A[node] = (mean of its leaves - mean) / std, at every place of the tree",
     paper=("Rollouts share their past up to forks; leaf rewards flow upward as means and are normalised per depth."),
     verified="Splits, means of leaves and normalising per depth in the authors' code.",
     reading=(
-        "Forks are denoising steps of chunks, two per rollout, four branches each; no pruning. The std of a depth is "
-        "taken over its leaves, each with its node's mean (n - 1 of sixteen); the authors take it over the nodes, each "
-        "once: behind the first fork, with four nodes, our advantages are 12 % larger, behind the last they agree."
+        "Forks are denoising steps of chunks, two per rollout, four branches each. The std of a depth is taken over its "
+        "nodes, each once, as the authors' (in version 0.1 over its leaves, allocation.node_std=leaves: 12 % larger "
+        "advantages behind the first fork). Neither width nor depth is pruned: all leaves are trained on."
     ),
     why={
         "plan.forks": "sixteen leaves by two forks of four",
         "plan.elsewhere": "the method",
+        "allocation.node_std": "the authors'",
         "eta": "siblings differ from a fork on only, so it should matter",
     },
 )

@@ -118,7 +118,7 @@ r = exp(l - l_old),   l = -w(s) e,   e = mean |v - (eps - x0)|^2
         "and keep the average apart. Its decay min(0.3, 0.001 i) counts iterations, theirs optimiser steps, once an "
         "epoch, so that with two updates an iteration theirs grows twice as fast. The average is that "
         "of the iteration's beginning for all its updates, as theirs is. The ratio is a chunk's at one state, clipped "
-        "at 0.2, where theirs is a picture's, clipped at 1e-4 or 1e-5. To be as before version 0.4: "
+        "at 0.2, where theirs is a picture's, clipped at 1e-4 or 1e-5. As in version 0.1: "
         "objective.average_weight=0 objective.span=1 objective.kl_weight=0.02 old=none."
     ),
     why={

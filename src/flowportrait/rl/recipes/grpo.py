@@ -143,8 +143,8 @@ LONGCAT_GRPO_CARD = Card(
     ),
     verified="All of it in the paper's section 3.3 and appendix A.1.",
     reading=(
-        "Steps have the paper's weight sqrt(t/(|dt|(1 - t))), at most 6: it has no bound at t = 1, and is 5.5 and 3.5 at "
-        "our second and third step. Up to a constant it is s/|b| while the cap of 0.45 on s does not bind; it binds in "
+        "Steps have the paper's weight sqrt(t/(|dt|(1 - t))), at most 6: it has no bound at t = 1, and is 5.5 and 3.5 "
+        "at our second and third step. Up to a constant it is s/|b| while the cap of 0.45 on s does not bind; it binds in "
         "all three of our steps, where s/|b| (objective.step_weight=rectified, as in version 0.1) is 2.7, 2.4 and "
         "2.1. The paper reweights the KL too; without the cap that is 1.125 of a KL in velocity space, which we take; "
         "with it, 2.6 and 1.4 of one at the second and third step."
@@ -186,9 +186,9 @@ BRANCH_GRPO_CARD = Card(
     paper=("Rollouts share their past up to forks; leaf rewards flow upward as means and are normalised per depth."),
     verified="Splits, means of leaves and normalising per depth in the authors' code.",
     reading=(
-        "Forks are denoising steps of chunks, two per rollout, four branches each. The std of a depth is taken over its "
-        "nodes, each once, as the authors' (in version 0.1 over its leaves, allocation.node_std=leaves: 12 % larger "
-        "advantages behind the first fork). Neither width nor depth is pruned: all leaves are trained on."
+        "Forks are denoising steps of chunks, two per rollout, four branches each. The std of a depth is taken over "
+        "its nodes, each once, as the authors' (in version 0.1 over its leaves, allocation.node_std=leaves: 12 % "
+        "larger advantages behind the first fork). Neither width nor depth is pruned: all leaves are trained on."
     ),
     why={
         "plan.forks": "sixteen leaves by two forks of four",

@@ -165,7 +165,7 @@ PREF_GRPO_CARD = Card(
         "A judge with method=compare sees both clips of every pair of siblings, in both orders, on three aspects; its "
         "margins count as probabilities, where the authors count whole wins. The pairs have the judge's weight of 0.5 "
         "and the other rewards theirs; the authors have 0.4 beside 0.6 of CLIP. It needs a judge "
-        "(rewards.options.judge). Before version 0.4 the recipe compared scalar scores: rewards.judge_by=measured "
+        "(rewards.options.judge). In version 0.1 the recipe compared scalar scores: rewards.judge_by=measured "
         "credit.win_rate=all."
     ),
     why={

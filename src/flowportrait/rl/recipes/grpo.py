@@ -144,8 +144,8 @@ LONGCAT_GRPO_CARD = Card(
     verified="All of it in the paper's section 3.3 and appendix A.1.",
     reading=(
         "Steps have the paper's weight sqrt(t/(|dt|(1 - t))), at most 6: it has no bound at t = 1, and is 5.5 and 3.5 "
-        "at our second and third step. Up to a constant it is s/|b| while the cap of 0.45 on s does not bind; it binds in "
-        "all three of our steps, where s/|b| (objective.step_weight=rectified, as in version 0.1) is 2.7, 2.4 and "
+        "at our second and third step. Up to a constant it is s/|b| while the cap of 0.45 on s does not bind; it binds "
+        "in all three of our steps, where s/|b| (objective.step_weight=rectified, as in version 0.1) is 2.7, 2.4 and "
         "2.1. The paper reweights the KL too; without the cap that is 1.125 of a KL in velocity space, which we take; "
         "with it, 2.6 and 1.4 of one at the second and third step."
     ),

@@ -102,8 +102,8 @@ A = clip(sum_k w_k (r_k - r_k of the anchor) / std_k, -2.5, 2.5)
         "so that dense credit reaches the chunk that explored, with tau = 0.05: one chunk has a share of the energy, "
         "and latents of 120 numbers differ less than theirs. The KL weight is set for this tau; theirs is 10. Each "
         "reward is divided by its std with the anchor among the samples, as theirs. Where no branch beats its anchor "
-        "the authors leave the update out or weigh it by 1 - pi(anchor); this protection is missing. To be as before "
-        "version 0.4: exploration.anchor=false objective.energy=velocity objective.kl=from_reference."
+        "the authors leave the update out or weigh it by 1 - pi(anchor); this protection is missing. As in "
+        "version 0.1: exploration.anchor=false objective.energy=velocity objective.kl=from_reference."
     ),
     why={
         "plan.keep_path": "the way a branch went is what is learned",

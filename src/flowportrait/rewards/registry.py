@@ -128,6 +128,7 @@ PART_REWARDS: dict[str, RewardBuilder] = {
 
 JUDGE_REWARDS: dict[str, str] = {
     "panel": "flowportrait.judges.build:panel_reward",
+    "pairwise": "flowportrait.judges.build:pairwise_reward",
     "omni_reward": "flowportrait.portraitgen.judging:omni_reward",
     "ai_portrait": "flowportrait.portraitgen.judging:ai_portrait_reward",
 }

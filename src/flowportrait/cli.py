@@ -63,6 +63,7 @@ COMMANDS: dict[str, Command] = {
     "preferences from-judge": Command("preferences:run_judged", "make pairs from a judge's scores of two systems"),
     "preferences study": Command("", "ask people which system they prefer"),
     "preferences study make": Command("preferences:run_study_make", "make a study from videos with the same name"),
+    "preferences study power": Command("preferences:run_study_power", "compute what a study of some size can tell"),
     "preferences study serve": Command("preferences:run_study_serve", "serve the page of a study"),
     "preferences study analyse": Command(
         "preferences:run_study_analyse", "report which system is preferred, with intervals"

@@ -55,6 +55,8 @@ def test_two_people_at_once_one_of_whom_reloads_half_way(tmp_path: Path) -> None
             page.on("pageerror", lambda error: errors.append(str(error)))
             page.on("request", lambda request: asked.append(request.url))
             page.goto(address)
+            assert page.is_disabled("#begin"), "a session begins without consent"
+            page.check("#agree")
             page.click("#begin")
         tokens = [page.url.rsplit("/", 1)[1] for page in pages if page.wait_for_url("**/p/*") is None]
         trials = [plan.trials(token, number) for number, token in enumerate(tokens)]
@@ -98,6 +100,7 @@ def test_a_phone_answers_by_touch_hears_one_side_at_a_time_and_can_withdraw(tmp_
         context = chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
         page = context.new_page()
         page.goto(address)
+        page.tap("#agree")
         page.tap("#begin")
         shown(page, 1, 1)
         videos_run(page)

@@ -92,8 +92,8 @@ def _list_of(**properties: dict[str, Any]) -> dict[str, Any]:
 _TEXT: dict[str, Any] = {"type": "string"}
 _NUMBER: dict[str, Any] = {"type": "number"}
 _GRADE: dict[str, Any] = {"type": "integer", "minimum": LOWEST_GRADE, "maximum": HIGHEST_GRADE}
-"""A whole grade: only digits have an expectation, and servers enforce the bounds of integers (llama.cpp ignores those of
-numbers). A written grade such as 3.5 is read all the same."""
+"""A whole grade: only digits have an expectation, and servers enforce the bounds of integers (llama.cpp ignores those
+of numbers). A written grade such as 3.5 is read all the same."""
 _SETTLED: dict[str, Any] = _GRADE | {"type": "number"}
 """A reviewer's score, which may lie between two grades."""
 _FLAWS = _list_of(start=_NUMBER, end=_NUMBER, what=_TEXT)

@@ -206,6 +206,7 @@ def test_counts_give_the_strengths_that_single_answers_give() -> None:
     assert theta == pytest.approx(list(fit_strengths(votes, ("x", "y", "z")).theta.values()), abs=1e-8)
 
 
+@pytest.mark.slow
 def test_simulated_participants_on_forty_pairs_are_recovered_over_http(tmp_path: Path) -> None:
     plan, rng = planned_study(tmp_path), np.random.default_rng(5)
     web = TestClient(study_app(tmp_path), base_url="http://localhost")

@@ -101,6 +101,24 @@ def test_the_figures_of_repetition_are_those_of_the_scores() -> None:
     assert "asked again / overall" in found.to_lines("clips")
 
 
+def test_every_round_finds_the_faces_anew_so_that_the_time_is_that_of_unseen_clips() -> None:
+    class Tracking(MeasuredPanel):
+        found: list[bool]
+        last = ""
+
+        def judge(self, clips: Sequence[JudgedClip], aspects: Any = None, /) -> Any:
+            self.found.append("digest" in vars(clips[0]))
+            self.last = clips[0].digest
+            return super().judge(clips, aspects)
+
+    own, judge = clip(frames=30), Tracking()
+    judge.found = []
+    examine_judge(judge, [own], SMALL, rounds=2)
+    assert judge.found[0] is False
+    assert judge.found[-2:] == [False, False]
+    assert judge.last == own.digest
+
+
 def test_one_round_is_no_repetition_and_none_is_left_out() -> None:
     with FaultyServer(scripted([]), grades((3,))) as server:
         with pytest.raises(BadInput, match="at least twice"):

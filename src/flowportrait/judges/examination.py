@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -144,10 +144,16 @@ def examine_judge(judge: ItemJudge[Item], items: Sequence[Item], by: SanitySet[I
     bill = _Bill(judge)
     seconds, verdicts = 0.0, []
     for number in progress(range(rounds), rounds, "judging again"):
+        unseen = [_without_measurements(item) for item in items]
         began = time.monotonic()
-        verdicts.append(repeated_judge(judge, number).judge(items))
+        verdicts.append(repeated_judge(judge, number).judge(unseen))
         seconds += time.monotonic() - began
     return Examination(certificate, _repetitions(verdicts, list(by.cases)), bill.cost(rounds * len(items), seconds))
+
+
+def _without_measurements(item: Item) -> Item:
+    """Return a copy of an item without what is measured of it only once, such as the places of its face."""
+    return replace(item) if is_dataclass(item) and not isinstance(item, type) else item
 
 
 def repeated_judge(judge: ItemJudge[Item], number: int) -> ItemJudge[Item]:

@@ -98,8 +98,8 @@ def clustered_preferences(
         share, low, high, p, effect = _share(counts[row], [drawn[:, row] for drawn in by_cluster], freedom)
         contrast = np.zeros(len(systems))
         contrast[place[one]], contrast[place[other]] = 1.0, -1.0
-        variances = [float((drawn @ contrast).var()) for drawn in thetas]
-        error = np.sqrt(_two_way_variance(*variances, float(contrast @ covariance @ contrast)))
+        by_participant, by_pair = (float((drawn @ contrast).var()) for drawn in thetas)
+        error = np.sqrt(_two_way_variance(by_participant, by_pair, float(contrast @ covariance @ contrast)))
         strength, half = float(theta @ contrast), float(_quantile(freedom) * error)
         rows.append(
             ClusteredPreference(

@@ -6,9 +6,9 @@
 
 The intraclass correlations (ICC) say how alike the answers of one participant, and the answers about one pair, are.
 They are assumptions before a study; afterwards its analysis reports the design effect itself. With a correlation among
-the answers about one pair, more participants help less and less: only more pairs do. The design effect is that of answers
-without ties, which is more than the decided ones have; this makes up for what Student's t costs the analysis, except with
-fewer than ten participants.
+the answers about one pair, more participants help less and less: only more pairs do. The design effect is
+that of as many answers without ties, which is more than the decided ones have. This makes up for what Student's t costs
+the analysis, except with fewer than ten participants.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ class PreferenceResult:
         preferred = wins / (wins + losses)      p: exact two-sided binomial test of ½, ties left out (sign test)
         with_ties = (wins + ties / 2) / all     p_person: the same test on each participant's own majority
 
-    The binomial test takes all answers as independent, which several answers of one person are not: where both p values
-    disagree, ``p_person`` is the reliable one. ``clustered_preferences`` accounts for participants and pairs alike.
+    The binomial test takes all answers as independent, which neither several answers of one person nor several about one
+    pair are; ``p_person`` accounts for the persons. ``clustered_preferences`` accounts for both, and is what to report.
 
     Args:
         aspect: the aspect.

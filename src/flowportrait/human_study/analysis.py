@@ -41,8 +41,8 @@ class PreferenceResult:
         preferred = wins / (wins + losses)      p: exact two-sided binomial test of ½, ties left out (sign test)
         with_ties = (wins + ties / 2) / all     p_person: the same test on each participant's own majority
 
-    The binomial test takes all answers as independent, which neither several answers of one person nor several about one
-    pair are; ``p_person`` accounts for the persons. ``clustered_preferences`` accounts for both, and is what to report.
+    The binomial test takes all answers as independent, which neither several answers of one person nor several about
+    one pair are; ``p_person`` accounts for the persons. ``clustered_preferences`` accounts for both: report that.
 
     Args:
         aspect: the aspect.

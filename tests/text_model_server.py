@@ -79,15 +79,15 @@ def server_figures(address: str) -> dict[str, float]:
 
 def main() -> None:
     """Serve until the process is stopped."""
-    import xllamacpp
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=8400, help="port to listen on; 0 for a free one")
     parser.add_argument("--threads", type=int, default=1, help="processor threads; more are slower on a busy machine")
     chosen = parser.parse_args()
     path = model_file()
-    if path is None:
+    if path is None or importlib.util.find_spec("xllamacpp") is None:
         sys.exit(f"The server {MISSING}.")
+    import xllamacpp
+
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.hostnames, params.port = ["127.0.0.1"], chosen.port

@@ -156,7 +156,7 @@ def test_an_examination_of_a_model_that_sees_nothing_fails_it_and_prices_it(addr
 
     cases = {"motion": tuple(damage for damage in CLIP_SANITY.cases["motion"] if damage.name == "flicker")}
     short = SanitySet(cases, prepared, 1, "clips")
-    judge = panel(address, answers=3)
+    judge = panel(address, answers=1, max_tokens=64)
     found = examine_judge(judge, [clip()], short, rounds=2)
     assert not found.certificate.passed
     assert found.cost is not None

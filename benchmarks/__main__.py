@@ -126,6 +126,9 @@ MEASUREMENTS: dict[str, dict[str, str]] = {
         "judge": "what judging costs, and what the measured panel knows of damage and preferences",
         "judges": "judges that need no model: known damage, known preferences, cost",
     },
+    "study": {
+        "study-power-simulation": "simulated studies: how often each test finds a preference, and a false one",
+    },
     "preferences": {
         "preferences": "reward models from preferences on unseen speakers",
     },

@@ -211,7 +211,7 @@ def grade_files(judge: Judge, paths: Sequence[Path], generators: Sequence[str] =
     """
     generators = list(generators) or [path.parent.name for path in paths]
     ledger: Ledger | None = getattr(getattr(judge, "backend", None), "ledger", None)
-    before = ledger.totals() if ledger else None
+    first_entry = len(ledger.entries) if ledger else 0
     verdicts = []
     for first in progress(range(0, len(paths), FILES_IN_MEMORY), -(-len(paths) // FILES_IN_MEMORY), "judging"):
         chunk = zip(paths[first : first + FILES_IN_MEMORY], generators[first : first + FILES_IN_MEMORY], strict=True)
@@ -225,12 +225,9 @@ def grade_files(judge: Judge, paths: Sequence[Path], generators: Sequence[str] =
         "judge": judge.name, "kind": judge.kind, "fingerprint": judge.fingerprint, "rubric": rubric_version(),
         "summary": summary, "verdicts": [verdict.to_dict() for verdict in verdicts],
     }  # fmt: skip
-    if ledger is not None and before is not None:
-        after = ledger.totals()
-        report["cost"] = {
-            name: after[name] - before[name] for name in ("requests", "tokens_in", "tokens_out", "untold")
-        }
-        report["cost"]["dollars"] = round(after["dollars"] - before["dollars"], 6)
+    if ledger is not None:
+        spent = ledger.totals(first_entry)
+        report["cost"] = {name: spent[name] for name in ("requests", "tokens_in", "tokens_out", "untold", "dollars")}
         summary["requests"], summary["dollars"] = report["cost"]["requests"], report["cost"]["dollars"]
     return report
 

@@ -45,6 +45,7 @@ from tools.sync_expert_data import (
 from flowportrait.data.corpus import FaceClip
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.lip_sync import PixelSyncExpert
+from flowportrait.evaluation.sync_experts import LandmarkSyncExpert, LightASDSyncExpert
 from flowportrait.files import atomic_write, write_json
 from flowportrait.rewards.sync import MotionSyncExpert as MotionExpert
 from flowportrait.rewards.sync import lower_face_motion
@@ -106,7 +107,7 @@ class ExpertSide:
     split: str
     views: Callable[[FaceClip], list[torch.Tensor]]
     jitter: Callable[[torch.Tensor, np.random.Generator], torch.Tensor]
-    network: type[PixelSyncExpert] | type[MotionExpert]
+    network: type[PixelSyncExpert] | type[MotionExpert] | type[LightASDSyncExpert] | type[LandmarkSyncExpert]
     steps: int
     clips: int
 
@@ -358,6 +359,26 @@ def train_expert(config: ExpertConfig) -> dict[str, object]:
     config.output.mkdir(parents=True, exist_ok=True)
     items = load_expert_clips(config.corpus, [side.split], side.views)
     training, checkpoint = ExpertTraining(config, side), config.output / "checkpoint.pt"
+    fit_expert(training, items, checkpoint, config.realign_at)
+    training.net.eval()
+    training.net.save(config.output / "model.safetensors")
+    table = acceptance_table(training.net, load_expert_clips(config.corpus, ["dev"], side.views))
+    record = {k: v for k, v in asdict(config).items() if k not in ("corpus", "output")} | {"steps": training.steps}
+    table = {"training": record | {"clips": len(items), "delays": count_delays(training.delays)}} | table
+    write_json(config.output / "acceptance.json", table)
+    checkpoint.unlink()
+    return table
+
+
+def fit_expert(training: ExpertTraining, items: list[ExpertClip], checkpoint: Path, realign_at: float) -> None:
+    """Train to the last step, from the checkpoint if there is one.
+
+    Args:
+        training: the new training.
+        items: clips to learn from.
+        checkpoint: where the state is kept.
+        realign_at: share of the steps after which clips are realigned.
+    """
     if checkpoint.is_file():
         training.restore(checkpoint)
         training.apply(items)
@@ -365,25 +386,18 @@ def train_expert(config: ExpertConfig) -> dict[str, object]:
     training.net.train()
     while training.step < training.steps:
         losses.append(training.update(items))
-        if training.step == round(training.steps * config.realign_at):
+        if training.step == round(training.steps * realign_at):
             training.realign(items)
-            print(f"delays: {_count_delays(training.delays)}", flush=True)
+            print(f"delays: {count_delays(training.delays)}", flush=True)
         if training.step % 50 == 0 or training.step == training.steps:
             minutes = (time.monotonic() - began) / 60 / (training.step - first) * (training.steps - training.step)
             loss = np.mean(losses[-50:])
             print(f"step {training.step}/{training.steps} loss {loss:.3f} left {minutes:.1f} min", flush=True)
             training.save(checkpoint)
-    training.net.eval()
-    training.net.save(config.output / "model.safetensors")
-    table = acceptance_table(training.net, load_expert_clips(config.corpus, ["dev"], side.views))
-    record = {k: v for k, v in asdict(config).items() if k not in ("corpus", "output")} | {"steps": training.steps}
-    table = {"training": record | {"clips": len(items), "delays": _count_delays(training.delays)}} | table
-    write_json(config.output / "acceptance.json", table)
-    checkpoint.unlink()
-    return table
 
 
-def _count_delays(delays: dict[str, int | None]) -> dict[str, int]:
+def count_delays(delays: dict[str, int | None]) -> dict[str, int]:
+    """Return how many clips have which delay, and how many were dropped."""
     values = list(delays.values())
     return {
         "dropped" if value is None else f"{value:+d}": values.count(value) for value in sorted(set(values), key=str)

@@ -45,7 +45,6 @@ from tools.sync_expert_data import (
 from flowportrait.data.corpus import FaceClip
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.lip_sync import PixelSyncExpert
-from flowportrait.evaluation.sync_experts import LandmarkSyncExpert, LightASDSyncExpert
 from flowportrait.files import atomic_write, write_json
 from flowportrait.rewards.sync import MotionSyncExpert as MotionExpert
 from flowportrait.rewards.sync import lower_face_motion
@@ -107,9 +106,11 @@ class ExpertSide:
     split: str
     views: Callable[[FaceClip], list[torch.Tensor]]
     jitter: Callable[[torch.Tensor, np.random.Generator], torch.Tensor]
-    network: type[PixelSyncExpert] | type[MotionExpert] | type[LightASDSyncExpert] | type[LandmarkSyncExpert]
+    network: Callable[[], JointEmbedding]
     steps: int
     clips: int
+    bfloat16: bool = False
+    """Whether matrix products of the training are computed in bfloat16."""
 
 
 def _patch_views(clip: FaceClip) -> list[torch.Tensor]:
@@ -319,8 +320,10 @@ class ExpertTraining:
         fakes = len(batch.driven)
         frozen = batch.face[:fakes, PIECE // 2 : PIECE // 2 + 1].expand_as(batch.driven)
         faces = self.side.jitter(torch.cat([batch.face, batch.driven, frozen]), self.rng)
-        face, driven, still = self.net.embed_face(faces).split([len(batch.face), fakes, fakes])
-        voice = self.net.embed_audio(jitter_mel(batch.mel, self.rng))
+        with self._precision():
+            embedded = self.net.embed_face(faces).float()
+            voice = self.net.embed_audio(jitter_mel(batch.mel, self.rng)).float()
+        face, driven, still = embedded.split([len(batch.face), fakes, fakes])
         scale = self.net.log_scale.exp().clamp(max=30.0)
         loss = contrastive_loss(face, voice, torch.stack([driven, still]), scale)
         self.optimiser.zero_grad()
@@ -330,11 +333,15 @@ class ExpertTraining:
         self.schedule.step()
         return float(loss.detach())
 
+    def _precision(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.side.bfloat16)
+
     def realign(self, items: list[ExpertClip]) -> None:
         """Estimate each clip's delay with the current network; ``None`` means that the clip is dropped."""
         self.net.eval()
         for item in items:
-            curve = shift_curve(self.net, item.views[0], item.mel, REALIGN + 3)
+            with self._precision():
+                curve = shift_curve(self.net, item.views[0][: len(item)], item.mel, REALIGN + 3)
             best = max(curve, key=lambda shift: curve[shift])
             significant = curve[best] - curve[0] > 0.02
             self.delays[item.name] = 0 if not significant else best if abs(best) <= REALIGN else None

@@ -12,6 +12,7 @@ speaker's motion on a portrait of someone else. Loss, batches and realignment ar
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from flowportrait.errors import BadInput
 from flowportrait.evaluation.sync_experts import CHIN_POINTS, LIP_POINTS, LandmarkSyncExpert, LightASDSyncExpert
 from flowportrait.files import write_json
 from flowportrait.media.mel import MELS_PER_FRAME, log_mel, normalize_loudness
+from flowportrait.terminal import progress
+from flowportrait.training.joint_embedding import JointEmbedding
 
 MIRRORED_LIPS = (54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 62, 61, 60, 65, 64, 63)
 """For each of the points of the lips the one on the other side of the face."""
@@ -51,10 +54,10 @@ class InstrumentConfig:
     """finetuning_TalkSet.model of Light-ASD, for a and b."""
     tracker: Path | None = None
     """lm_model0_opt.onnx of OpenSeeFace, for landmarks."""
-    clips: int = 60
+    clips: int = 45
     """Most videos of a speaker."""
     steps: int | None = None
-    """Optimiser steps; by default 400, or 2000 for landmarks."""
+    """Optimiser steps; by default 500, or 2000 for landmarks."""
     seed: int = 0
 
 
@@ -73,6 +76,77 @@ def light_asd_weights(path: Path) -> dict[str, torch.Tensor]:
         for old, new in sides.items()
         if name.startswith(old)
     }
+
+
+# --- Pixels: what the fixed blocks make of every clip is computed once -----------------------------------------------
+
+VIEWS = (False, False, False, True, True)
+"""Augmented views of each clip: whether each is the redrawn one."""
+
+
+class FeatureClip(ExpertClip):
+    """An item whose views hold features instead of patches: T rows of the clip's own, then T rows of a wrong mouth."""
+
+    def __len__(self) -> int:
+        return len(self.mel) // MELS_PER_FRAME
+
+
+class UpperLayers(JointEmbedding):
+    """The trained layers of ``LightASDSyncExpert``, which read rows of features ``[B, T, C · 35]``.
+
+    Row t is what the fixed blocks make of frames t … t + 8; the last 8 rows are not used.
+    """
+
+    WINDOW, DIM = LightASDSyncExpert.WINDOW, LightASDSyncExpert.DIM
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expert = LightASDSyncExpert()
+        self.log_scale = self.expert.log_scale
+
+    def embed_face(self, lips: torch.Tensor) -> torch.Tensor:
+        """Embed rows of features."""
+        rows = lips[:, : lips.shape[1] - FIXED_FRAMES].float()
+        return self.expert.embed_face_features(rows.unflatten(-1, (-1, *FEATURE_SIZE)).transpose(1, 2))
+
+    def embed_audio(self, mel: torch.Tensor) -> torch.Tensor:
+        """Embed log-mel ``[B, 4T, 80]``."""
+        return self.expert.embed_audio(mel)
+
+
+FIXED_FRAMES = 8
+"""Frames by which the fixed blocks shorten a clip."""
+FEATURE_SIZE = (5, 7)
+"""Height and width of their output."""
+
+
+@torch.no_grad()
+def feature_clip(net: LightASDSyncExpert, item: ExpertClip, rng: np.random.Generator) -> FeatureClip:
+    """Return an item of features: for every view those of the augmented mouth, and of a wrong one for its sound.
+
+    The wrong mouth follows loudness in one view and stands still in the next.
+    """
+    real, drawn = item.views[0], item.views[-1]
+    faces, wrong = [], []
+    for number, redrawn in enumerate(VIEWS):
+        face = drawn if redrawn else real
+        still = torch.full((len(face),), int(rng.integers(len(face))))
+        faces.append(face)
+        wrong.append(face[still if number % 2 else item.driven])
+    with torch.autocast("cpu", torch.bfloat16):
+        both = jitter_patches(torch.stack(faces + wrong), rng)
+        rows = net.face_features(both).transpose(1, 2).flatten(2).half()
+    rows = torch.cat([rows, rows[:, -1:].expand(-1, FIXED_FRAMES, -1)], 1)
+    views = [torch.cat(pair) for pair in zip(rows[: len(VIEWS)], rows[len(VIEWS) :], strict=True)]
+    frames = len(real)
+    return FeatureClip(item.name, item.speaker, views, item.mel, torch.arange(frames) + frames)
+
+
+def _unchanged(faces: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    return faces
+
+
+# --- Landmarks --------------------------------------------------------------------------------------------------------
 
 
 def jitter_points(points: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -94,15 +168,15 @@ def jitter_points(points: torch.Tensor, rng: np.random.Generator) -> torch.Tenso
     return points @ turn * gain + noise
 
 
+# --- Training ---------------------------------------------------------------------------------------------------------
+
+
 def _no_views(clip: FaceClip) -> list[torch.Tensor]:
     raise NotImplementedError("Clips come from footage here, not from a prepared corpus.")
 
 
-SIDES = {
-    "a": ExpertSide("evaluation", _no_views, jitter_patches, LightASDSyncExpert, steps=400, clips=16),
-    "b": ExpertSide("evaluation", _no_views, jitter_patches, LightASDSyncExpert, steps=400, clips=16),
-    "landmarks": ExpertSide("evaluation", _no_views, jitter_points, LandmarkSyncExpert, steps=2000, clips=32),
-}
+PIXELS = ExpertSide("evaluation", _no_views, _unchanged, UpperLayers, steps=500, clips=16, bfloat16=True)
+LANDMARKS = ExpertSide("evaluation", _no_views, jitter_points, LandmarkSyncExpert, steps=2000, clips=32)
 
 
 def half_of_videos(config: InstrumentConfig) -> list[FootageVideo]:
@@ -141,26 +215,33 @@ def train_instrument(config: InstrumentConfig) -> dict[str, object]:
     if is_landmarks and (config.tracker is None or not config.tracker.is_file()):
         raise BadInput("The part landmarks needs --tracker with lm_model0_opt.onnx of OpenSeeFace.")
     start = {} if is_landmarks else light_asd_weights(config.trunk or Path("finetuning_TalkSet.model"))
-    tracker = config.tracker if is_landmarks else None
-    maker = ClipMaker(config.work / "clips", config.data, tracker, portrait_split="renderer")
+    maker = ClipMaker(config.work / "clips", config.data, config.tracker if is_landmarks else None, "renderer")
     clips = maker.make(half_of_videos(config))
     items = [item for clip in clips for item in expert_clips(clip, is_landmarks)]
-    rate = 1.5e-3 if is_landmarks else 8e-4
     settings = ExpertConfig(
-        config.data, config.work, config.part, steps=config.steps, learning_rate=rate, seed=config.seed
+        config.data, config.work, config.part, config.steps, 1.5e-3 if is_landmarks else 8e-4, seed=config.seed
     )
-    training = ExpertTraining(settings, SIDES[config.part])
-    training.net.load_state_dict(training.net.state_dict() | start)
+    training = ExpertTraining(settings, LANDMARKS if is_landmarks else PIXELS)
+    expert = training.net
+    if isinstance(expert, UpperLayers):
+        expert = expert.expert
+        expert.load_state_dict(expert.state_dict() | start)
+        rng = np.random.default_rng(config.seed)
+        items = [feature_clip(expert, item, rng) for item in progress(items, len(items), "features")]
     checkpoint = config.work / f"checkpoint-{config.part}.pt"
     fit_expert(training, items, checkpoint, settings.realign_at)
-    training.net.eval()
     config.output.parent.mkdir(parents=True, exist_ok=True)
-    training.net.save(config.output)
+    expert.eval().save(config.output)
     record: dict[str, object] = {
-        "part": config.part, "steps": training.steps, "seed": config.seed, "clips": len(clips),
-        "minutes": round(sum(map(len, clips)) / 25 / 60, 1), "speakers": sorted({clip.speaker for clip in clips}),
+        "part": config.part,
+        "sha256": hashlib.sha256(config.output.read_bytes()).hexdigest(),
+        "steps": training.steps,
+        "seed": config.seed,
+        "clips": len(clips),
+        "minutes": round(sum(map(len, clips)) / 25 / 60, 1),
+        "speakers": sorted({clip.speaker for clip in clips}),
         "delays": count_delays(training.delays),
-    }  # fmt: skip
+    }
     write_json(config.output.with_suffix(".json"), record)
     checkpoint.unlink(missing_ok=True)
     return record

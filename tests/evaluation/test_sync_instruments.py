@@ -89,13 +89,11 @@ def test_the_curve_of_coupled_signals_has_its_peak_at_their_delay(late: int) -> 
     audio = rng.normal(0, 0.1, 640 * 100).astype(np.float32) * np.repeat(rng.uniform(0, 1, 400), 160).astype(np.float32)
     instrument = SyncInstrument("perfect", "mouth", (CoupledExpert(),), "nobody")
     mel = log_mel(audio)[::4, :8].numpy()
-    face, voice = instrument.embed(np.roll(mel, -late, axis=0), audio)
-    share = (face * voice).sum(-1).mean()
     measured = instrument.score(np.roll(mel, -late, axis=0), audio)
     assert measured is not None
     assert measured.offset == late
     assert measured.reach == 15
-    assert (share > 0.9) == (late == 0)
+    assert (measured.lse_c_at_zero == measured.lse_c) == (late == 0)
 
 
 def test_the_mean_of_two_networks_is_the_mean_of_their_similarities() -> None:
@@ -127,7 +125,7 @@ def test_cepstra_are_those_of_the_usual_formula() -> None:
     # Our column j is centred at sample 160 j + 80, theirs at 160 j + 200.
     same = [np.corrcoef(ours[1:count, k], theirs[: count - 1, k])[0, 1] for k in range(13)]
     assert min(same) > 0.8
-    assert np.abs(ours[1:count].mean(0) - theirs[: count - 1].mean(0)).max() < 6
+    assert np.abs(ours[1:count].mean(0) - theirs[: count - 1].mean(0)).max() < theirs.std(0).max() / 2
 
 
 def reference_cepstra(wave: np.ndarray) -> np.ndarray:

@@ -63,9 +63,10 @@ def cepstra_of_mel(mel: torch.Tensor) -> torch.Tensor:
     22, the first replaced by the log energy of 16-bit samples), which Light-ASD was trained on.
     """
     bands, energy, cosine = (part.to(mel.device) for part in _cepstrum_matrices())
-    power = torch.exp(4 * mel - 9.5) * _SCALE
-    coefficients = torch.log(power @ bands + 1e-3) @ cosine
-    return torch.cat([torch.log(power @ energy + 1e-3)[..., None], coefficients[..., 1:]], -1)
+    with torch.autocast(mel.device.type, enabled=False):
+        power = torch.exp(4 * mel.float() - 9.5) * _SCALE
+        coefficients = torch.log(power @ bands + 1e-3) @ cosine
+        return torch.cat([torch.log(power @ energy + 1e-3)[..., None], coefficients[..., 1:]], -1)
 
 
 # --- Pixels ---
@@ -185,13 +186,13 @@ class LightASDSyncExpert(JointEmbedding):
         batch, channels, frames = high.shape[:3]
         flat = high.transpose(1, 2).reshape(batch * frames, channels, -1)
         joined = torch.cat([flat.amax(-1), F.relu(self.spots(flat)).flatten(1)], -1)
-        return F.normalize(self.face_out(joined), dim=-1).view(batch, frames, -1)
+        return F.normalize(self.face_out(joined).float(), dim=-1).view(batch, frames, -1)
 
     def embed_audio(self, mel: torch.Tensor) -> torch.Tensor:
         """Embed log-mel ``[B, 4T, 80]`` as ``[B, T - 12, DIM]``; a window uses 43 of its 52 columns."""
         cepstra = cepstra_of_mel(mel.to(device_of(self)))[:, 3 : mel.shape[1] - 6]
         high = self.voice.high(self.voice.low(cepstra.mT[:, None]))
-        return F.normalize(self.voice_out(high.mean(2)).mT, dim=-1)
+        return F.normalize(self.voice_out(high.mean(2)).mT.float(), dim=-1)
 
 
 # --- Landmarks ---

@@ -34,7 +34,7 @@ from flowportrait.media.mel import MELS_PER_FRAME, log_mel, normalize_loudness
 from flowportrait.terminal import progress
 from flowportrait.training.joint_embedding import JointEmbedding
 
-MIRRORED_LIPS = (54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 62, 61, 60, 65, 64, 63)
+MIRRORED_LIPS = (52, 51, 50, 49, 48, 57, 56, 55, 54, 53, 62, 61, 60, 59, 58, 65, 64, 63)
 """For each of the points of the lips the one on the other side of the face."""
 
 

@@ -160,7 +160,7 @@ class LightASDSyncExpert(JointEmbedding):
         self.voice_out = nn.Sequential(nn.Dropout(0.2), nn.Conv1d(channels[2], self.DIM, 3))
         self.log_scale = nn.Parameter(torch.tensor(2.3))
         for name in self.FIXED:
-            self.face.get_submodule(name).requires_grad_(False)
+            self.face.get_submodule(name).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> LightASDSyncExpert:
         """Set the mode of training; the first two blocks of the picture stay as they were published."""

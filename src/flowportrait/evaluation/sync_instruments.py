@@ -7,6 +7,7 @@
 | pixels-a     | grey mouth patches          | LightASDSyncExpert  | first half of the evaluation speakers            |
 | pixels-b     | grey mouth patches          | LightASDSyncExpert  | second half of the evaluation speakers           |
 | pixels-ab    | grey mouth patches          | the last two        | both halves                                      |
+| pixels-all   | grey mouth patches          | all three           | evaluation speakers                              |
 | landmarks    | lip points of OpenSeeFace   | LandmarkSyncExpert  | second half of the evaluation speakers           |
 
 None of them is used in a reward. What was chosen with ``pixels-a`` (the best of n samples, say) is scored with
@@ -66,8 +67,8 @@ class SyncInstrument:
 
     @property
     def window(self) -> int:
-        """Number of frames that one comparison of lips and sound spans."""
-        return self.networks[0].WINDOW
+        """Number of frames that one comparison of lips and sound spans, that of the widest network."""
+        return max(network.WINDOW for network in self.networks)
 
     @torch.no_grad()
     def embed(self, lips: np.ndarray, audio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -83,9 +84,13 @@ class SyncInstrument:
     @torch.no_grad()
     def embed_mel(self, face: torch.Tensor, mel: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Return what ``embed`` does, for a log-mel ``[4T, 80]``."""
-        share = len(self.networks) ** -0.5
-        faces = [network.embed_face(face[None])[0].cpu() * share for network in self.networks]
-        voices = [network.embed_audio(mel[None])[0].cpu() * share for network in self.networks]
+        share, count = len(self.networks) ** -0.5, len(face) - self.window + 1
+        faces, voices = [], []
+        for network in self.networks:
+            edge = (self.window - network.WINDOW) // 2
+            inner = slice(edge, edge + count)
+            faces.append(network.embed_face(face[None])[0, inner].cpu() * share)
+            voices.append(network.embed_audio(mel[None])[0, inner].cpu() * share)
         return torch.cat(faces, -1).numpy(), torch.cat(voices, -1).numpy()
 
     def score(self, lips: np.ndarray, audio: np.ndarray) -> SyncMeasurement | None:
@@ -112,13 +117,16 @@ def sync_instruments(points: bool | None = None) -> dict[str, SyncInstrument]:
         points: whether to include those that read points of OpenSeeFace; by default where its network is named by
             ``FLOWPORTRAIT_OPENSEEFACE``.
     """
-    first, second = _load_light_asd("a"), _load_light_asd("b")
-    both = "evaluation speakers, without GRID's"
+    present, first, second = PixelSyncExpert.load(), _load_light_asd("a"), _load_light_asd("b")
+    both, everybody = "evaluation speakers, without GRID's", "evaluation speakers, with GRID's"
     found = [
-        SyncInstrument("pixels", "mouth", (PixelSyncExpert.load(),), "evaluation speakers, with GRID's"),
+        SyncInstrument("pixels", "mouth", (present,), everybody),
         SyncInstrument("pixels-a", "mouth", (first,), f"first half of the {both}"),
         SyncInstrument("pixels-b", "mouth", (second,), f"second half of the {both}"),
         SyncInstrument("pixels-ab", "mouth", (first, second), both),
+        SyncInstrument(
+            "pixels-all", "mouth", (PixelSyncExpert.load(), first, second), "evaluation speakers, with GRID's"
+        ),
     ]
     if points if points is not None else bool(os.environ.get(OPENSEEFACE_VARIABLE)):
         found.append(SyncInstrument("landmarks", "points", (_load_landmarks(),), f"second half of the {both}"))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from flowportrait.evaluation.lip_sync import SHORT_MAX_OFFSET, sync_from_embeddi
 from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.evaluation.sync_instruments import SyncInstrument
 from flowportrait.rewards.sync import MotionSyncExpert
+from flowportrait.training.joint_embedding import JointEmbedding
 
 SHIFTS = (1, 2, 3, 5, 10, 15)
 PIECE_FRAMES = 30
@@ -47,14 +49,42 @@ class SyncInstrumentsOptions:
     """Folder of prepared clips; what is there is kept."""
     tracker: OptionalPath = None
     """lm_model0_opt.onnx of OpenSeeFace; without it the instrument that reads landmarks is left out."""
-    clips: int = 25
+    clips: int = 12
     """Most videos of a speaker."""
+
+
+class RememberingExpert(JointEmbedding):
+    """An expert that embeds the same lips and the same sound once, because several instruments contain it."""
+
+    def __init__(self, expert: JointEmbedding) -> None:
+        super().__init__()
+        self.WINDOW, self.DIM = expert.WINDOW, expert.DIM
+        self._expert, self._known = expert, dict[tuple[str, bytes], torch.Tensor]()
+
+    def embed_face(self, lips: torch.Tensor) -> torch.Tensor:
+        """Embed lips ``[1, T, …]``."""
+        return self._remember("face", lips, self._expert.embed_face)
+
+    def embed_audio(self, mel: torch.Tensor) -> torch.Tensor:
+        """Embed log-mel ``[1, 4T, 80]``."""
+        return self._remember("voice", mel, self._expert.embed_audio)
+
+    def _remember(self, kind: str, value: torch.Tensor, embed: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        key = kind, hashlib.sha256(value.contiguous().numpy().tobytes()).digest()
+        if key not in self._known:
+            self._known[key] = embed(value)
+        return self._known[key]
 
 
 def sync_instruments(options: SyncInstrumentsOptions, record: Record) -> None:
     use_one_thread()
     instruments = shipped.sync_instruments(points=options.tracker is not None)
     instruments["reward"] = SyncInstrument("reward", "motion", (MotionSyncExpert.load(),), "reward speakers")
+    experts = {expert: RememberingExpert(expert) for one in instruments.values() for expert in one.networks}
+    instruments = {
+        name: replace(one, networks=tuple(experts[expert] for expert in one.networks))
+        for name, one in instruments.items()
+    }
     maker = ClipMaker(options.work / "clips-dev", options.data, options.tracker, portrait_split="dev", portraits=6)
     videos = footage_videos(options.data, "dev", options.clips)
     videos += [v for v in footage_videos(options.data, "reward", 1, ("talkvid",)) if v.speaker in OTHER_LANGUAGES]
@@ -161,8 +191,7 @@ def _still(clip: SyncClip) -> np.ndarray:
 
 def _score_kinds(instrument: SyncInstrument, clips: Sequence[SyncClip], group: str, record: Record) -> None:
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    with torch.no_grad():
-        pairs = [instrument.embed(_lips(instrument, clip), clip.audio) for clip in clips]
+    pairs = [instrument.embed(_lips(instrument, clip), clip.audio) for clip in clips]
     for place, (clip, (face, voice)) in enumerate(zip(clips, pairs, strict=True)):
         mouths = {"real": face}
         if instrument.reads != "motion":

@@ -23,7 +23,10 @@ from flowportrait.samples import SPEECH
 from flowportrait.training.joint_embedding import JointEmbedding
 
 FRAMES = 32
-EVALUATION_SHA256: dict[str, str] = {}
+EVALUATION_SHA256 = {
+    "sync_light_asd/a.safetensors": "70035b635432d3f38d080febdf1ef5aa7dc39aac7bf9c890bae6e24cc650c060",
+    "sync_light_asd/b.safetensors": "595f46c04f673b638fd1ea8bd650294cac21a1bc2e2e1579995892aa123dcff1",
+}
 """The weights that were finished before any reward was tuned against something else than them."""
 
 

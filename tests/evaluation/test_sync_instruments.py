@@ -26,6 +26,7 @@ FRAMES = 32
 EVALUATION_SHA256 = {
     "sync_light_asd/a.safetensors": "70035b635432d3f38d080febdf1ef5aa7dc39aac7bf9c890bae6e24cc650c060",
     "sync_light_asd/b.safetensors": "595f46c04f673b638fd1ea8bd650294cac21a1bc2e2e1579995892aa123dcff1",
+    "sync_landmarks/model.safetensors": "aad0c0cc14e6e334a3c2f44eedfe9c143ebdb4750a283f05bd18ce3d34da4fa0",
 }
 """The weights that were finished before any reward was tuned against something else than them."""
 

@@ -6,8 +6,9 @@
 
 Parts a and b are trained on from Light-ASD's trunks, on the mouths of the first and the second half of the speakers of
 the split ``evaluation``; landmarks begins with random weights, on the second half. GRID's man, whose other sentences
-the reward's expert knows, is left out, so that no speaker is on both sides. Part of the mouths is redrawn (two
-fifths of the pixels, a third of the landmarks): the speaker's motion on a portrait of someone else. Loss, batches and realignment are those of ``tools.train_sync_expert``.
+the reward's expert knows, is left out, so that no speaker is on both sides. Part of the mouths is redrawn (two fifths
+of the pixels, a third of the landmarks): the speaker's motion on a portrait of someone else. Loss, batches and
+realignment are those of ``tools.train_sync_expert``.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class _Block(nn.Module):
             self.add_module(f"bn_{kind}_{taps}", norm(after, eps=1e-3))
             self.add_module(f"t_{taps}", over_time)
             self.add_module(f"bn_t_{taps}", norm(after, eps=1e-3))
-        self.last = conv(after, after, 1, bias=False)  # type: ignore[arg-type]
+        self.last = conv(after, after, 1, bias=False)
         self.bn_last = norm(after, eps=1e-3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

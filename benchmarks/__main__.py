@@ -122,9 +122,15 @@ MEASUREMENTS: dict[str, dict[str, str]] = {
         "reward-matrix": "what every reward notices in damaged footage, and what it costs",
         "sync-experts": "the two sync experts on speakers that neither learned from",
     },
+    "sync_instruments": {
+        "sync-instruments": "every instrument of lip sync on speakers and languages that it did not learn from",
+    },
     "judges": {
         "judge": "what judging costs, and what the measured panel knows of damage and preferences",
         "judges": "judges that need no model: known damage, known preferences, cost",
+    },
+    "study": {
+        "study-power-simulation": "simulated studies: how often each test finds a preference, and a false one",
     },
     "preferences": {
         "preferences": "reward models from preferences on unseen speakers",

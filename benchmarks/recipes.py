@@ -72,7 +72,7 @@ ALONE = ("rewards.judge=0", "rewards.perceptual=0", "rewards.temporal=0", "objec
 RANDOM = ("rewards.judge=0", "rewards.perceptual=0", "rewards.temporal=0", "rewards.other.random=1")
 ONLINE = (
     "flow-grpo", "dance-grpo", "mix-grpo", "flash-grpo", "longcat-grpo", "cps", "guard", "dppo", "branch-grpo",
-    "tempflow", "otca", "vipo", "pref-grpo", "solace", "kvpo", "gspo", "nft", "nft-regions", "awm", "flow-rwr",
+    "tempflow", "step-credit", "region-credit", "solace", "kvpo", "gspo", "nft", "nft-regions", "awm", "flow-rwr",
     "exemplar-ratio", "exemplar-awm",
 )  # fmt: skip
 """The recipes that need neither pairs nor a teacher."""
@@ -86,6 +86,7 @@ CONTESTANTS: dict[str, Contestant] = {
         for recipe in ("flow-grpo", "nft")
         for group in ("judge", "perceptual", "temporal")
     },
+    "flow-grpo, win rates": Contestant("flow-grpo", ("credit.win_rate=all",)),
     "flow-rwr, slower": Contestant("flow-rwr", ("learning_rate=2e-5",)),
     "credit per clip": Contestant("nft-regions", ("credit.dense=0",)),
     "credit per window": Contestant("nft-regions", ("credit.dense=1",)),
@@ -97,8 +98,8 @@ LONGER, TUNED = "more supervised training", "tuned sampling"
 RANDOM_CONTROLS = ("flow-grpo, random reward", "nft, random reward")
 Study = Literal["recipes", "leaders", "noise", "groups", "credit", "hacks"]
 STUDIES: dict[Study, tuple[str, ...]] = {
-    "recipes": (LONGER, TUNED, *RANDOM_CONTROLS, *ONLINE, "flow-rwr, slower"),
-    "leaders": ("flow-grpo", "gspo", "vipo", "dppo", "kvpo", "nft", "awm", *RANDOM_CONTROLS),
+    "recipes": (LONGER, TUNED, *RANDOM_CONTROLS, *ONLINE, "flow-grpo, win rates", "flow-rwr, slower"),
+    "leaders": ("flow-grpo", "gspo", "region-credit", "dppo", "kvpo", "nft", "awm", *RANDOM_CONTROLS),
     "noise": ("eta 0.1", "eta 0.3", "flow-grpo", "eta 0.7", "eta 1.0"),
     "groups": (
         "flow-grpo", "flow-grpo, no judge", "flow-grpo, no perceptual", "flow-grpo, no temporal", "nft",

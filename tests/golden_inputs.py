@@ -64,12 +64,33 @@ DATA = TESTS / "data" / "v0.1-end"
 
 FEW = ("groups=2", "group_size=4", "frames=16", "render_size=64", "seed=3", "learning_rate=0.002", "checkpoint_every=2")
 _PAST = ("frames=28", "explore.keep=1", "explore.chunks=6", "learning_rate=0.0002")
+AS_IN_VERSION_0_1: dict[str, tuple[str, ...]] = {
+    "awm": ("objective.average_weight=0", "objective.span=1", "objective.kl_weight=0.02", "old=none"),
+    "exemplar-awm": (
+        "objective.average_weight=0",
+        "objective.span=1",
+        "objective.kl_weight=0.02",
+        "old=none",
+        "exemplars.inversion=straight",
+    ),
+    "kvpo": ("exploration.anchor=false", "objective.energy=velocity", "objective.kl=from_reference"),
+    "pref-grpo": ("rewards.judge_by=measured", "credit.win_rate=all"),
+    "longcat-grpo": ("objective.step_weight=rectified",),
+    "branch-grpo": ("allocation.node_std=leaves",),
+    "tempflow": ("plan.per_group=false",),
+    "mix-grpo": ("plan.second_order=false", "same_start=false"),
+    **dict.fromkeys(("exemplar-ratio", "exemplar-dpo"), ("exemplars.inversion=straight",)),
+}
+"""Settings with which recipes are what they were in version 0.1."""
 RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
     "flow-grpo": ("generator", FEW),
     "nft": ("generator", FEW),
     "flow-dpo": ("generator", FEW),
-    "awm": ("generator", FEW),
-    "kvpo": ("sft", (*FEW, *_PAST)),  # a tiny generator hardly looks at its past, in which this recipe explores
+    "awm": ("generator", (*FEW, *AS_IN_VERSION_0_1["awm"])),
+    "kvpo": (
+        "sft",
+        (*FEW, *_PAST, *AS_IN_VERSION_0_1["kvpo"]),
+    ),  # a tiny generator hardly looks at its past, in which this recipe explores
 }
 """Unlike recipes, and the checkpoint and settings that one update of each is made with."""
 

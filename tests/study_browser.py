@@ -38,7 +38,7 @@ def videos(folder: Path, clips: int = 2, frames: int = 12, step: int = 2) -> Pat
 def small_study(folder: Path, clips: int = 2, **options: Any) -> Path:
     """Two systems called slow and fast in a study."""
     systems = [videos(folder / "slow", clips, step=1), videos(folder / "fast", clips, step=4)]
-    make_study(systems, folder / "study", seed="fixed", **options)
+    make_study(systems, folder / "study", seed="fixed", contact="Ada Example, ada@example.org", **options)
     return folder / "study"
 
 

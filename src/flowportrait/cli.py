@@ -63,6 +63,7 @@ COMMANDS: dict[str, Command] = {
     "preferences from-judge": Command("preferences:run_judged", "make pairs from a judge's scores of two systems"),
     "preferences study": Command("", "ask people which system they prefer"),
     "preferences study make": Command("preferences:run_study_make", "make a study from videos with the same name"),
+    "preferences study power": Command("preferences:run_study_power", "compute what a study of some size can tell"),
     "preferences study serve": Command("preferences:run_study_serve", "serve the page of a study"),
     "preferences study analyse": Command(
         "preferences:run_study_analyse", "report which system is preferred, with intervals"
@@ -75,7 +76,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate portraits": Command("evaluate:run_portraits", "count artefacts of generated portraits and score them"),
     "judge": Command("", "grade videos from 1 to 5; test, calibrate or serve a judge"),
     "judge score": Command("judge:run_score", "grade finished videos"),
-    "judge check": Command("judge:run_check", "test whether a judge notices damage of known strength"),
+    "judge check": Command("judge:run_check", "test a judge: known damage, preferences, repetition, cost"),
     "judge calibrate": Command("judge:run_calibrate", "compare a judge with human scores, and fit a map to them"),
     "judge agree": Command("judge:run_agree", "measure how often a judge prefers what people prefer"),
     "judge learn": Command("judge:run_learn", "improve the rubric of a judge with preferences of people"),

@@ -86,6 +86,9 @@ def _replace_value(config: Config, path: list[str], value: Any, full: str, read:
         else:
             raise BadInput(f"The setting {full} does not exist: {name} has no parts; give {name} itself.")
     elif not _holds_parts(value):
+        optional = type(None) in typing.get_args(hints[name])
+        if dataclasses.is_dataclass(current) and isinstance(value, str) and optional and _word(value) is None:
+            return dataclasses.replace(config, **{name: None})
         if dataclasses.is_dataclass(current) and isinstance(value, str):
             parts = ", ".join(f"{full}.{key}" for key in _fields(type(current)))
             raise BadInput(f"The setting {full} needs one of its parts: {parts}.")
@@ -103,7 +106,8 @@ def upgrade_keys(config: Any, data: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings that ``to_dict`` of any version gave, with today's keys and values.
 
     Args:
-        config: a configuration of the same class, which lists the earlier names.
+        config: a configuration of the same class, which lists the earlier names. It may also list ``values_before``:
+            settings that are newer than some files, with the values that these files meant.
         data: the settings.
     """
     values = {}
@@ -115,7 +119,7 @@ def upgrade_keys(config: Any, data: Mapping[str, Any]) -> dict[str, Any]:
             part = kind() if isinstance(kind, type) and dataclasses.is_dataclass(kind) else None
         deep = dataclasses.is_dataclass(part) and isinstance(value, dict)
         values[name] = upgrade_keys(part, value) if deep else _current_value(type(config), name, value)
-    return values
+    return {**dict(getattr(config, "values_before", ())), **values}
 
 
 def _current_key(kind: type, key: str) -> str:

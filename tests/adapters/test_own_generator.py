@@ -170,8 +170,8 @@ def test_recipes_that_need_more_than_three_methods_say_so(tmp_path: Path) -> Non
             Sound(), CompositeReward((), {}), find_recipe("kvpo"), [Item("a", "one")], output_dir=tmp_path / "run"
         )
     own = {name for name, card in CARDS.items() if missing_ability(card.recipe)}
-    real = {"exemplar-ratio", "exemplar-awm", "exemplar-dpo", "sync-dpo"}
-    assert own == real | {"nft-regions", "kvpo", "vipo", "distil"}
+    real = {"exemplar-ratio", "exemplar-awm", "exemplar-dpo", "portraitgen", "sync-dpo"}
+    assert own == real | {"nft-regions", "kvpo", "region-credit", "distil"}
 
 
 @pytest.mark.parametrize("lora", [None, LoraSettings(2, 2, ("layer",))])

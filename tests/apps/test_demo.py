@@ -51,7 +51,7 @@ def test_the_demo_trains_a_run_and_its_control_and_shows_the_shipped_ones(
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert set(summary["metrics"]) >= {"sft", "trained", "random rewards", "rl (shipped)"}
     control = json.loads((tmp_path / "control" / "recipe.json").read_text())
-    assert set(control["rewards"]["other"]) == {"random_mouth", "random_eyes", "random_head"}
+    assert set(control["rewards"]["other"]) == {"chance_mouth", "chance_eyes", "chance_head"}
     page = (tmp_path / "report.html").read_text()
     assert page.index(result["result"][:40]) < page.index("<table")
     assert {"sft.mp4", "trained.mp4", "random.mp4", "rl.mp4", "moving.webp", "sheet.jpg"} <= {

@@ -28,7 +28,7 @@ from flowportrait.rl.allocation import Allocation
 from flowportrait.rl.config import PostTrainConfig, Recipe
 from flowportrait.rl.doctor import current_metrics
 from flowportrait.rl.loop import TrainingLoop
-from flowportrait.rl.manifest import describe_checkpoint, describe_run, write_or_compare_manifest
+from flowportrait.rl.manifest import describe_checkpoint, describe_run, flatten_settings, write_or_compare_manifest
 from flowportrait.rl.plan import OdePlan
 from flowportrait.rl.recipes import find_recipe
 from flowportrait.rl.task import SpeechItem, TalkingTask
@@ -115,7 +115,11 @@ def test_a_recipe_without_a_version_is_of_version_1_and_new_ones_are_not() -> No
     assert isinstance(old.plan, OdePlan)
     written = json.loads((WRITTEN / "nft" / "recipe.json").read_text())
     today = to_dict(old)
-    assert {**upgrade_keys(old, written), "name": "nft"}.items() <= today.items()
+    before, after = flatten_settings({**upgrade_keys(old, written), "name": "nft"}), flatten_settings(today)
+    assert before.items() <= after.items()
+    # Settings inside a part that came later have no effect: a text, and folders, that only later rewards read.
+    added = {name: value for name, value in after.items() if name not in before and name.startswith("rewards.")}
+    assert added == {"rewards.options.text": "None"}
     assert (today["rollout_chunks"], today["staleness"]) == (written["pieces"], written["stale"])
     assert (today["exploration"], today["offline_data"]) == (written["explore"], written["given"])
     assert today["objective"]["kl_weight"] == written["objective"]["reference"]

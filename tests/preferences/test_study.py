@@ -21,15 +21,14 @@ from flowportrait.cli import main
 from flowportrait.errors import BadInput
 from flowportrait.human_study.analysis import (
     PreferenceResult,
-    StudyVote,
     analyse_study,
     correct_p_values,
     exclusion_reason,
-    fit_strengths,
 )
 from flowportrait.human_study.make import make_study
 from flowportrait.human_study.plan import QUESTIONS, AnswerStore, Study, StudyComparison
 from flowportrait.human_study.server import choice_of_label, label_of_choice, study_app
+from flowportrait.human_study.strengths import StudyVote, fit_strengths
 from flowportrait.preferences.dataset import Label, read_pairs
 from flowportrait.preferences.inspection import krippendorff_alpha
 from tests.study_browser import small_study, videos
@@ -43,7 +42,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def fresh(study: Path, tmp_path: Path) -> Path:
     """The study without anybody's answers."""
-    (tmp_path / "study.json").write_bytes((study / "study.json").read_bytes())
+    for name in ("study.json", "consent.txt"):
+        (tmp_path / name).write_bytes((study / name).read_bytes())
     (tmp_path / "media").symlink_to(study / "media")
     return tmp_path
 

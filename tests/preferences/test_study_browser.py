@@ -55,6 +55,8 @@ def test_two_people_at_once_one_of_whom_reloads_half_way(tmp_path: Path) -> None
             page.on("pageerror", lambda error: errors.append(str(error)))
             page.on("request", lambda request: asked.append(request.url))
             page.goto(address)
+            assert page.is_disabled("#begin"), "a session begins without consent"
+            page.check("#agree")
             page.click("#begin")
         tokens = [page.url.rsplit("/", 1)[1] for page in pages if page.wait_for_url("**/p/*") is None]
         trials = [plan.trials(token, number) for number, token in enumerate(tokens)]
@@ -98,6 +100,7 @@ def test_a_phone_answers_by_touch_hears_one_side_at_a_time_and_can_withdraw(tmp_
         context = chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
         page = context.new_page()
         page.goto(address)
+        page.tap("#agree")
         page.tap("#begin")
         shown(page, 1, 1)
         videos_run(page)
@@ -121,3 +124,36 @@ def test_a_phone_answers_by_touch_hears_one_side_at_a_time_and_can_withdraw(tmp_
         page.goto(f"{address}/p/nobody")
         page.wait_for_selector("#lost:visible")
     assert AnswerStore(study, plan).all_answers() == {}
+
+
+def test_a_study_of_forty_pairs_is_answered_to_its_end_after_consent(tmp_path: Path) -> None:
+    study = small_study(tmp_path, clips=40, checks=2)
+    plan = Study.load(study)
+    assert len(plan.pairs) == 40
+    with served(study) as address, browser() as chromium:
+        page = chromium.new_context(viewport={"width": 1280, "height": 800}).new_page()
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        text = page.inner_text("#intro")
+        for heading in ("What this is for", "What is kept", "You can stop at any time", "Whom to ask"):
+            assert heading in text
+        assert "ada@example.org" in text
+        page.focus("#agree")
+        page.keyboard.press("Space")
+        assert page.is_enabled("#begin")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/p/*")
+        trials = plan.trials(page.url.rsplit("/", 1)[1], 0)
+        for index, trial in enumerate(trials):
+            shown(page, index + 1, 44)
+            while page.locator("[aria-pressed=true]").count() < len(QUESTIONS):
+                page.keyboard.press(looked_at(trial))
+            page.keyboard.press("Enter")
+        page.wait_for_selector("#done:visible")
+        assert not errors
+    [row] = analyse_study(study, tmp_path / "out")["clustered"]["overall"]
+    assert (row["participants"], row["pairs"]) == (1, 40)
+    assert row["preferred"] == (row["system_a"] == PREFERRED)
+    assert row["p"] == 1.0, "one participant is no evidence about people"

@@ -174,12 +174,15 @@ def test_a_selection_shares_what_has_been_drawn() -> None:
 
 def test_random_scores_depend_on_the_sample_alone_and_are_uniform() -> None:
     motion = torch.randn(400, 8, 30, generator=torch.Generator().manual_seed(0))
-    reward = build_reward("random")
+    reward = build_reward("chance")
     values = reward(RewardBatch(motion, torch.zeros(400, 32, 80))).value
     assert torch.equal(values.flip(0), reward(RewardBatch(motion.flip(0), torch.zeros(400, 32, 80))).value)
     assert abs(float(values.mean()) - 0.5) < 0.05
     assert abs(float(values.std()) - 12**-0.5) < 0.03
-    other = build_reward("random_eyes")(RewardBatch(motion, torch.zeros(400, 32, 80))).value
+    earlier = build_reward("random")
+    assert earlier.name == "random"
+    assert torch.equal(earlier(RewardBatch(motion, torch.zeros(400, 32, 80))).value, values)
+    other = build_reward("chance_eyes")(RewardBatch(motion, torch.zeros(400, 32, 80))).value
     assert abs(float(torch.corrcoef(torch.stack([values, other]))[0, 1])) < 0.15
 
 
@@ -187,6 +190,6 @@ def test_the_random_control_keeps_weights_and_regions() -> None:
     config = PostTrainConfig.from_recipe("nft-regions")
     control = config.with_random_rewards()
     assert sum(control.rewards.by_name().values()) == pytest.approx(sum(config.rewards.by_name().values()))
-    assert control.rewards.by_name() == pytest.approx({"random_mouth": 1.05, "random_eyes": 0.4, "random_head": 0.4})
-    assert control.allocation.regions == {"random_mouth": "mouth", "random_eyes": "eyes", "random_head": "head"}
-    assert PostTrainConfig.from_recipe("flow-grpo").with_random_rewards().rewards.by_name() == {"random": 1.0}
+    assert control.rewards.by_name() == pytest.approx({"chance_mouth": 1.05, "chance_eyes": 0.4, "chance_head": 0.4})
+    assert control.allocation.regions == {"chance_mouth": "mouth", "chance_eyes": "eyes", "chance_head": "head"}
+    assert PostTrainConfig.from_recipe("flow-grpo").with_random_rewards().rewards.by_name() == {"chance": 1.0}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -196,3 +196,112 @@ def test_metrics_of_version_0_1_are_read() -> None:
     found = diagnose_run(lines, {"objective": {"kl_weight": 0.1}})
     assert "KL without gradient" in [finding.kind for finding in found]
     assert current_metrics({"silent/sync": 0.5, "reward/sync": 1.0}) == {"degenerate/sync": 0.5, "reward/sync": 1.0}
+
+
+NEEDS = {"sharpness": {"frames", "places"}, "crowd_head": {"motion"}, "sync": {"motion", "mel"}, "chance": {"motion"}}
+
+
+def history(iterations: int = 30, noise: float = 0.0, seed: int = 0, **gains: float) -> list[MetricsRecord]:
+    """Rewards that rise by so many group spreads over a run, with noise of the mean in spreads."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def value(gain: float, i: int) -> float:
+        return 0.1 * (gain * i / iterations + noise * float(torch.randn((), generator=draw)))
+
+    return [
+        {"iteration": i, "grad_norm": 1.0} | {f"reward/{name}": value(gain, i) for name, gain in gains.items()}
+        | {f"spread/{name}": 0.1 for name in gains}
+        for i in range(iterations)
+    ]  # fmt: skip
+
+
+def kinds(seen: list[MetricsRecord], needs: Mapping[str, Iterable[str]] = NEEDS) -> list[str]:
+    return [finding.kind for finding in diagnose_run(seen, {}, needs)]
+
+
+def test_a_gain_of_rewards_that_read_neither_speech_nor_portrait_is_blind() -> None:
+    # As in UniRL issue 418: the sum rises, while the only reward that reads the condition falls.
+    seen = history(sharpness=3.0, crowd_head=1.0, sync=-0.5)
+    (finding,) = diagnose_run(seen, {}, NEEDS)
+    assert finding.kind == "the gain is blind"
+    assert "sharpness +2.0, crowd_head +0.7" in finding.seen
+    assert "none rose: sync -0.3" in finding.seen
+    assert "no reward of this run reads them" in diagnose_run(history(sharpness=3.0), {}, NEEDS)[0].seen
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        history(sharpness=3.0, sync=1.0),  # a reward that reads the speech rises too
+        history(sharpness=0.2, sync=0.0),  # nothing rises
+        history(12, sharpness=3.0, sync=0.0),  # too few iterations to tell
+        history(chance=3.0),  # the control
+    ],
+    ids=["anchored", "flat", "short", "control"],
+)
+def test_a_gain_that_is_not_blind_is_not_called_so(seen: list[MetricsRecord]) -> None:
+    assert kinds(seen) == []
+
+
+def test_scatter_is_rarely_called_a_blind_gain_and_a_rise_above_it_nearly_always() -> None:
+    scatter = sum(bool(kinds(history(noise=1.0, seed=seed, sharpness=0.0, crowd_head=0.0))) for seed in range(200))
+    risen = sum(bool(kinds(history(noise=1.0, seed=seed, sharpness=5.0, sync=0.0))) for seed in range(200))
+    assert scatter <= 4
+    assert risen >= 190
+
+
+def test_without_the_needs_of_its_rewards_a_gain_is_not_called_blind() -> None:
+    assert kinds(history(sharpness=3.0), {}) == []
+
+
+def evaluations(**measures: Sequence[float]) -> list[MetricsRecord]:
+    count = len(next(iter(measures.values())))
+    return [
+        {"iteration": 10 * i, "grad_norm": 1.0, **{f"evaluation/{name}": v[i] for name, v in measures.items()}}
+        for i in range(count)
+    ]
+
+
+def test_a_held_out_gain_within_the_controls_is_no_better_than_chance() -> None:
+    run = evaluations(sync=[0.5, 0.55, 0.56, 0.55], trembling=[0.3, 0.25, 0.25, 0.25], head=[3.0, 5.0, 6.0, 6.0])
+    control = evaluations(sync=[0.5, 0.52, 0.6, 0.5], trembling=[0.3, 0.2, 0.3, 0.3], head=[3.0, 3.0, 3.0, 3.0])
+    (finding,) = diagnose_run(run, {}, {}, control)
+    assert finding.kind == "no better than chance"
+    assert "sync +0.055 (control up to +0.100)" in finding.seen
+    assert "trembling -0.050 (control up to -0.100)" in finding.seen
+
+
+@pytest.mark.parametrize(
+    ("run", "control"),
+    [
+        (evaluations(sync=[0.5, 0.6, 0.65, 0.66]), evaluations(sync=[0.5, 0.52, 0.55, 0.5])),  # better
+        # Better in one measure of two, of which lower is better.
+        (evaluations(sync=[0.5, 0.5, 0.5], trembling=[0.3, 0.1, 0.1]),
+         evaluations(sync=[0.5, 0.6, 0.5], trembling=[0.3, 0.25, 0.3])),
+        (evaluations(sync=[0.5, 0.5]), evaluations(sync=[0.5, 0.6])),  # too few evaluations
+        (evaluations(head=[3.0, 3.0, 3.0]), evaluations(head=[3.0, 6.0, 6.0])),  # no direction is better
+        (evaluations(sync=[0.5, 0.5, 0.5]), []),  # no control
+    ],
+    ids=["better", "lower", "few", "head", "alone"],
+)  # fmt: skip
+def test_a_gain_beyond_the_controls_or_unknown_is_not_called_chance(
+    run: list[MetricsRecord], control: list[MetricsRecord]
+) -> None:
+    assert diagnose_run(run, {}, {}, control) == []
+
+
+def test_the_command_compares_a_run_with_the_control_beside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, config, values in (
+        ("run", QUICK, [0.5, 0.5, 0.5]), ("run-chance", QUICK.with_random_rewards(), [0.5, 0.6, 0.6])
+    ):  # fmt: skip
+        (tmp_path / name).mkdir()
+        save(config, tmp_path / name / "recipe.json")
+        manifest = {"start": {"name": "sft", "sha256": "0"}, "prompts": {}, "files": {}, "needs": {}}
+        (tmp_path / name / "run.json").write_text(json.dumps(manifest))
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, evaluations(sync=values))))
+    assert main(["doctor", str(tmp_path / "run")]) == 0
+    assert "no better than chance" in capsys.readouterr().out
+    assert main(["doctor", str(tmp_path / "run-chance")]) == 0
+    assert "nothing found" in capsys.readouterr().out

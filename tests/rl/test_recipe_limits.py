@@ -14,14 +14,15 @@ from flowportrait.flow.noise import NoiseKey
 from flowportrait.flow.schedules import noise_schedule
 from flowportrait.rewards.interface import Score
 from flowportrait.rewards.registry import RewardWeights
-from flowportrait.rl.allocation import Allocation
+from flowportrait.rl.allocation import Allocation, allocate_advantage
 from flowportrait.rl.config import Recipe
-from flowportrait.rl.credit import CreditConfig, assign_credit, normalized_deviations
+from flowportrait.rl.credit import Credit, CreditConfig, assign_credit, normalized_deviations
 from flowportrait.rl.objectives.interface import Advantage
 from flowportrait.rl.objectives.matching import NFT
 from flowportrait.rl.objectives.ratio import KVPO, ClippedRatio, SequenceRatio
-from flowportrait.rl.plan import AllSteps, SingleStep, SlidingWindow
+from flowportrait.rl.plan import AllSteps, Fork, SingleStep, SlidingWindow
 from flowportrait.rl.recipes import CARDS, find_recipe
+from tests.rl.test_objectives import trajectory
 from tests.rl.test_posttrain import RECIPE, evidence, one_step, shake, trainer
 from tests.rl.test_recipes import finished, small
 
@@ -46,7 +47,7 @@ def after_a_step(recipe: Recipe) -> torch.Tensor:
         ),
         (replace(RECIPE, groups=1), replace(RECIPE, groups=1, credit=CreditConfig(std="largest"))),
     ],
-    ids=["otca flat", "dppo wide", "dance whole", "first step", "largest of one"],
+    ids=["step weights flat", "dppo wide", "dance whole", "first step", "largest of one"],
 )
 def test_a_method_at_its_limit_is_another(one: Recipe, other: Recipe) -> None:
     assert torch.equal(after_a_step(one), after_a_step(other))
@@ -162,7 +163,7 @@ def test_kvpo_learns_nothing_where_no_branch_looks_at_another_past() -> None:
 
 def test_kvpo_between_two_branches_is_a_logistic_choice() -> None:
     """L = −½ A₁ π₁/π₁ at the old weights, so dL/dE = (1 − π₁, −π₂) / 2τ, with E = mean v² and π₁ = σ((E₂ − E₁)/τ)."""
-    objective, energy = KVPO(kl_weight=0.0), torch.tensor([0.03, 0.08])
+    objective, energy = KVPO(kl_weight=0.0, energy="velocity"), torch.tensor([0.03, 0.08])
     live = energy.sqrt()[:, None].repeat(1, 4).requires_grad_()
     seen = one_step(1.0, torch.zeros(2, 4), live)
     seen = replace(
@@ -226,10 +227,45 @@ def test_longcats_weights_are_not_the_papers_where_its_cap_binds() -> None:
     assert "2.7, 2.4 and 2.1" in CARDS["longcat-grpo"].reading
 
 
-def test_a_depth_of_a_tree_is_divided_by_the_spread_of_its_leaves() -> None:
+@pytest.mark.parametrize("over", ["leaves", "nodes"])
+def test_a_depth_of_a_tree_is_divided_by_the_spread_of_its_leaves_or_of_its_nodes(
+    over: Literal["leaves", "nodes"],
+) -> None:
     """Four nodes of four leaves each: the std over leaves is √(4·3/15) of that over nodes, which the authors take."""
     nodes = torch.tensor([1.0, 2.0, 4.0, 9.0])
     leaves = nodes.repeat_interleave(4)
     ratio = float(nodes.std() / leaves.std())
     assert ratio == pytest.approx(1.25**0.5)
     assert f"{ratio - 1:.0%}".replace("%", " %") in CARDS["branch-grpo"].reading
+    value = leaves + torch.tensor([1.0, -1.0, 0.5, -0.5]).repeat(4)  # what differs inside a node
+    tree = replace(
+        trajectory(torch.Generator().manual_seed(0)).select(torch.arange(2).repeat_interleave(8)),
+        group=torch.zeros(16, dtype=torch.long),
+        noise_source_id=torch.arange(4).repeat_interleave(4)[:, None, None].expand(-1, 3, 2),
+    )
+    credit = Credit(value[:, None].expand(-1, 3), {"r": value[:, None].expand(-1, 3)}, {})
+    found = allocate_advantage(credit, tree, Allocation(node_std=over), {}, (Fork(0, 0),)).value
+    std = nodes.std() if over == "nodes" else leaves.std()
+    expected = ((leaves - 4.0) / std)[:, None, None].expand(-1, 3, 2)
+    assert torch.allclose(found[..., 0], expected, atol=1e-5)
+
+
+def test_longcats_level_weight_is_the_papers_with_a_limit_and_one_and_a_half_of_the_rectified_one_without_a_cap() -> (
+    None
+):
+    sigmas = noise_schedule(6)
+    levels = sigmas[:3], sigmas[1:4]
+    free = longcat_sde_kernel(largest_std=float("inf"))(*levels)
+    capped = longcat_sde_kernel()(*levels)
+    objective = ClippedRatio(step_weight="level", weight_limit=5.0)
+    weights = []
+    for table in (free, capped):
+        made = replace(
+            one_step(1.0, torch.zeros(3, 2), torch.zeros(3, 2)).trajectory,
+            sigma=levels[0][:, None, None], coefficients=type(table)(*(part[:, None, None, None] for part in table)),
+        )  # fmt: skip
+        weights.append(objective._step_weights(made).flatten())
+    paper = (levels[0] / ((levels[0] - levels[1]) * (1 - levels[0]))).sqrt().clamp_max(5.0)
+    assert torch.allclose(weights[0], paper, rtol=1e-4)
+    assert torch.allclose(weights[1], paper, rtol=1e-4)
+    assert float(weights[0][2] / (free.s / free.b.abs())[2]) == pytest.approx(1.5, rel=1e-4)

@@ -24,7 +24,7 @@ from flowportrait.rl.objectives.matching import NFT, RWR
 from flowportrait.rl.objectives.preference import DPO, best_worst_pairs
 from flowportrait.rl.objectives.ratio import AWM, SequenceRatio
 from flowportrait.rl.plan import OdePlan, SlidingWindow
-from flowportrait.rl.recipes import CARDS, find_recipe
+from flowportrait.rl.recipes import CARDS, EARLIER_NAMES, find_card, find_recipe
 from flowportrait.rl.rollout import Trajectory
 from flowportrait.rl.trainer import Trainer
 from tests import ROOT
@@ -50,7 +50,7 @@ def small(recipe: Recipe) -> Recipe:
         groups=3,
         group_size=9 if recipe.name == "branch-grpo" else 8,
         frames=16,
-        exploration=HistoryRouting(keep=1, chunks=3) if recipe.exploration else None,
+        exploration=recipe.exploration and replace(recipe.exploration, keep=1, chunks=3),
         train_on=recipe.train_on and 6,
         learning_rate=RATES.get(recipe.name, 3e-3),
         allocation=allocation,
@@ -110,6 +110,18 @@ def test_a_card_says_where_a_recipe_is_from_what_was_seen_what_is_ours_and_why(n
     of = {setting: {why for why in card.why if f"{setting}.".startswith(f"{why}.")} for setting in card.settings}
     assert [setting for setting in card.chosen if not of[setting]] == []
     assert set(card.why) == set().union(*of.values())
+
+
+@pytest.mark.parametrize(("earlier", "name"), EARLIER_NAMES.items())
+def test_a_recipe_without_its_papers_equations_keeps_the_papers_name_as_an_alias_that_says_so(
+    earlier: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = find_card(earlier)
+    assert "after the abstract of" in capsys.readouterr().err
+    assert earlier not in CARDS
+    assert card.recipe == replace(find_recipe(name), name=earlier), "a run that has the earlier name can be resumed"
+    assert card.source.startswith("after the abstract of")
+    assert earlier in card.verified
 
 
 def test_a_card_is_listed_and_shown_with_its_values_and_reasons(capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,14 +71,25 @@ def find_runs(folder: Path) -> list[Path]:
 
 def _examine(run: Path) -> tuple[int, list[RunFinding]]:
     """Return the number of iterations and the findings of one run."""
+    from flowportrait.rl.control import find_control, has_random_rewards, is_run
     from flowportrait.rl.doctor import diagnose_run
 
+    needs: dict[str, list[str]] = {}
+    control: list[dict[str, float]] | None = None
     try:
-        lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
-        records = [json.loads(line) for line in lines if line.strip()]
-        return len(records), diagnose_run(records, json.loads((run / RECIPE).read_text(encoding="utf-8")))
+        records = _read_metrics(run)
+        recipe = json.loads((run / RECIPE).read_text(encoding="utf-8"))
+        if is_run(run):
+            needs = json.loads((run / "run.json").read_text(encoding="utf-8")).get("needs", {})
+            folder = None if has_random_rewards(run) else find_control(run)
+            control = None if folder is None else _read_metrics(folder)
+        return len(records), diagnose_run(records, recipe, needs, control)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise BadInput(f"A file of {run} is damaged: {error}.") from error
+
+
+def _read_metrics(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _readable(count: int, findings: list[RunFinding]) -> dict[str, str]:

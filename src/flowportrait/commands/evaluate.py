@@ -19,6 +19,7 @@ from flowportrait.data.prompts import find_videos
 from flowportrait.errors import BadInput
 from flowportrait.extras import require_extra
 from flowportrait.files import check_output_folder
+from flowportrait.rewards.random import CHANCE
 from flowportrait.terminal import log, print_table
 
 if TYPE_CHECKING:
@@ -40,6 +41,15 @@ MEANINGS = {
     "identity": ("the face is that of the portrait: cosine of face features", "−1 … 1"),
     "sharpness": ("mouth and eyes have the detail of the portrait or of real footage", "… 0, −0.7 as real footage"),
     "realness": ("pixel statistics of the face are those of cameras", "… 0, −0.7 as real footage"),
+    "clip_text": ("frames fit the text, by CLIP", "−1 … 1"),
+    "clip_portrait": ("frames look like the portrait as a whole, by CLIP", "−1 … 1"),
+    "pickscore": ("people would pick the frames for the text", "no limits"),
+    "hpsv3": ("people would prefer the frames for the text", "no limits"),
+    "videoalign": ("quality of pictures and motion, and how well the text fits", "no limits"),
+    "videoalign_vq": ("quality of the pictures", "no limits"),
+    "videoalign_mq": ("quality of the motion", "no limits"),
+    "videoalign_ta": ("how well the text fits", "no limits"),
+    CHANCE: ("nothing: a random number, the control of post-training", "0 … 1"),
 }
 """What a reward measures, and its scale. Higher is better for every reward."""
 MOST_COLUMNS = 4
@@ -59,7 +69,8 @@ class EvaluateOptions:
     real: OptionalPath = None
     """Folder of the real clips, named like the systems' videos."""
     against: OptionalText = None
-    """System that the others are compared with."""
+    """System that the others are compared with. With --checkpoint RUN, 'chance' or the folder of a run trained with
+    random rewards: the gain of RUN over its start beside the gain of that control."""
     checkpoint: OptionalText = None
     """Checkpoint that makes videos of the prompts, which are measured."""
     baseline: OptionalText = None
@@ -154,13 +165,19 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     systems: dict[str, VideoInput] = {"videos": find_videos(options.videos)} if options.videos else {}
     systems |= named_systems(options.system, options.prompts)
     checkpoints = [name for name in (options.checkpoint, options.baseline) if name]
+    baseline, control = options.against, None
+    if options.checkpoint and options.against and options.against not in systems and not options.baseline:
+        controlled = controlled_systems(options.checkpoint, options.against)
+        (baseline, control), checkpoints = tuple(controlled)[:2], []
+        systems |= controlled
     if checkpoints:
         systems |= dict(zip(distinct_system_names(checkpoints), checkpoints, strict=True))
     report = evaluate(
         systems,
         options.real,
         prompts=options.prompts,
-        baseline=options.against or (distinct_system_names(checkpoints)[1] if options.baseline else None),
+        baseline=baseline or (distinct_system_names(checkpoints)[1] if options.baseline else None),
+        control=control,
         output=options.output,
         seed=options.seed,
         groups=options.groups,
@@ -172,11 +189,44 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     if options.json:
         return found
     print_table(report.table)
+    if report.controlled:
+        print_table(report.control_table)
     for remark in found["remarks"][:MOST_REMARKS]:
         log(f"Note: {remark}")
     for entry in found["excluded"]:
         log(f"Left out: {entry['system']}/{entry['file']}: {entry['reason']}")
     return {name: found[name] for name in ("report", "metrics.json", "metrics.csv")}
+
+
+def controlled_systems(checkpoint: str, against: str) -> dict[str, str]:
+    """Return what a run is compared with, by name: its starting point, its random-reward control, and the run itself.
+
+    Args:
+        checkpoint: folder of the run.
+        against: ``chance`` for the control beside the run, or the folder of a control.
+
+    Raises:
+        BadInput: the folder is no run or starts from something that cannot be evaluated, or there is no such control;
+            the message has the command that trains one.
+    """
+    from flowportrait.pipelines.prompt_videos import distinct_system_names
+    from flowportrait.rl.control import has_random_rewards, is_run, require_control, run_start
+
+    run = Path(checkpoint)
+    if against == CHANCE:
+        control = require_control(run)
+    elif is_run(Path(against)) and is_run(run):
+        control = Path(against)
+        if not has_random_rewards(control):
+            raise BadInput(f"{against} was not trained with random rewards: use --baseline {against} to compare runs.")
+    else:
+        raise BadInput(
+            f"--against {against} is neither 'chance' nor the folder of a run, and not among the systems: with "
+            "--checkpoint RUN give 'chance', or use --baseline for another checkpoint."
+        )
+    start = run_start(run)
+    names = distinct_system_names([start, str(control), checkpoint])
+    return dict(zip((names[0], CHANCE, names[2]), (start, str(control), checkpoint), strict=True))
 
 
 def named_systems(entries: Sequence[str], prompts: Path | None) -> dict[str, Path | str]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -17,7 +16,7 @@ from flowportrait.files import check_parent_folder
 
 if TYPE_CHECKING:
     from flowportrait.judges.build import JudgeSettings
-    from flowportrait.judges.sanity import Certificate
+    from flowportrait.judges.examination import Examination
     from flowportrait.judges.verdicts import Judge
 
 KEY_ENV = "FLOWPORTRAIT_SERVE_KEY"
@@ -47,10 +46,17 @@ class JudgeScoreOptions(JudgeOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeCheckOptions(JudgeOptions):
-    """Test whether a judge notices damage of known strength; only a judge that passes can be a reward."""
+    """Test whether a judge notices damage of known strength, and measure how far it repeats itself and what it costs.
+
+    Only a judge that notices the damage can be a reward.
+    """
 
     videos: Inputs
     """Real clips of people speaking."""
+    pairs: OptionalPath = None
+    """File of preference pairs, to measure the agreement with them as well."""
+    rounds: int = 2
+    """Number of times that the intact clips are judged for the repetition and the cost; 0 leaves both out."""
     stills: Flag = False
     """The files are portraits: test the judge of still pictures."""
 
@@ -125,46 +131,52 @@ def run_score(options: JudgeScoreOptions) -> dict[str, Any]:
 
 
 def run_check(options: JudgeCheckOptions) -> dict[str, Any]:
-    """Test a judge with damage of known strength, and save the certificate that training requires."""
+    """Test a judge with damage of known strength, save the certificate that training requires, and measure the rest."""
     from flowportrait.judges.sanity import save_certificate
 
+    if options.stills and options.pairs is not None:
+        raise BadInput("--pairs are of clips and do not go with --stills: leave one of them out.")
     settings = _settings(options)
-    certificate = (_examine_stills if options.stills else _examine_clips)(settings, options.videos)
+    found = (_examine_stills if options.stills else _examine_clips)(settings, options)
+    certificate = found.certificate
     path = save_certificate(certificate, settings.storage_folder / "checked")
-    cases = {
-        f"{result.aspect} / {result.damage}": " → ".join(f"{mean:.2f}" for mean in result.means)
-        + f"  order {result.order:.0%}{'' if result.passed else '  FAILED'}"
-        for result in certificate.results
-    }
     verdict = "passed" if certificate.passed else f"failed: {certificate.failed()}; it is not trained on"
-    lines: dict[str, Any] = certificate.to_dict() if options.json else cases
+    lines: dict[str, Any] = found.to_dict() if options.json else found.to_lines("stills" if options.stills else "clips")
     return {**lines, "judge": f"{certificate.judge} ({certificate.kind})", "result": verdict, "certificate": str(path)}
 
 
-def _examine_clips(settings: JudgeSettings, paths: Sequence[Path]) -> Certificate:
+def _examine_clips(settings: JudgeSettings, options: JudgeCheckOptions) -> Examination:
     from flowportrait.data.prompts import find_videos
+    from flowportrait.preferences.dataset import PreferenceDataset
     from flowportrait.terminal import progress, waiting
 
-    found = find_videos(paths)
+    found = find_videos(options.videos)
+    pairs = PreferenceDataset.load(options.pairs) if options.pairs else None
     with waiting("loading the judge"):
         from flowportrait.judges.build import build_judge
         from flowportrait.judges.clips import JudgedClip
-        from flowportrait.judges.sanity import CLIP_SANITY, certify_judge
+        from flowportrait.judges.examination import examine_judge
+        from flowportrait.judges.learning import measure_agreement, read_labelled_pairs
+        from flowportrait.judges.sanity import CLIP_SANITY
 
         judge = build_judge(settings)
     clips = [JudgedClip.from_video(path) for path in progress(found, len(found), "reading clips")]
-    return certify_judge(judge, clips, CLIP_SANITY)
+    examination = examine_judge(judge, clips, CLIP_SANITY, options.rounds)
+    if pairs is None:
+        return examination
+    with waiting("judging the clips of the pairs"):
+        return replace(examination, agreement=measure_agreement(judge, read_labelled_pairs(pairs))[0])
 
 
-def _examine_stills(settings: JudgeSettings, paths: Sequence[Path]) -> Certificate:
+def _examine_stills(settings: JudgeSettings, options: JudgeCheckOptions) -> Examination:
     from flowportrait.terminal import waiting
 
     with waiting("loading the judge"):
-        from flowportrait.judges.sanity import certify_judge
+        from flowportrait.judges.examination import examine_judge
         from flowportrait.portraitgen.judging import STILL_SANITY, build_still_judge, read_stills
 
         judge = build_still_judge(settings)
-    return certify_judge(judge, read_stills(paths), STILL_SANITY)
+    return examine_judge(judge, read_stills(options.videos), STILL_SANITY, options.rounds)
 
 
 def run_calibrate(options: JudgeCalibrateOptions) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def run_recipes(options: RecipeOptions) -> dict[str, Any]:
     Raises:
         BadInput: no such recipe, or ``show`` without a name.
     """
-    from flowportrait.rl.recipes import recipe_texts
+    from flowportrait.rl.recipes import EARLIER_NAMES, recipe_texts
 
     texts = recipe_texts()
     if options.action == "list":
@@ -130,6 +130,8 @@ def run_recipes(options: RecipeOptions) -> dict[str, Any]:
             name: {"source": text["source"], "verified": text["verified"], "our reading": text["reading"]}
             for name, text in texts.items()
         }
+        for earlier, name in EARLIER_NAMES.items():
+            listed[earlier] = {"source": f"an earlier name of {name}, which is {texts[name]['source']}"}
         return listed if options.json else {name: _indented(parts) for name, parts in listed.items()}
     if options.name is None:
         raise BadInput(f"flowportrait posttrain recipes show needs a name: {', '.join(texts)}.")

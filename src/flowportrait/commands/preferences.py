@@ -1,7 +1,7 @@
 """``flowportrait preferences``: preference pairs, from where they come and what is trained on them.
 
 preferences inspect | make | from-judge         look at pairs, or make them: by damage, or from a judge's scores
-preferences study make | serve | analyse        which system do people prefer?
+preferences study make | power | serve | analyse        which system do people prefer?
 preferences train | train-latent                a reward model from pairs
 """
 
@@ -16,6 +16,7 @@ from tyro import conf
 
 from flowportrait.commands.options import (
     Files,
+    Flag,
     Inputs,
     Json,
     OptionalPath,
@@ -99,6 +100,25 @@ class StudyMakeOptions:
     """Seed of the order and the sides; by default a random one."""
     about: OptionalPath = None
     """File of JSON lines about the videos: name, and any of prompt, speaker, portrait, split."""
+    contact: OptionalText = None
+    """Whom participants can ask: name, organisation and e-mail address, for the consent text."""
+    json: Json = False
+
+
+@dataclass(frozen=True)
+class StudyPowerOptions:
+    """Compute the smallest preferred share that a study tells from one half with 80 % power."""
+
+    pairs: int = 40
+    """Pairs that every participant sees."""
+    participants: Annotated[tuple[int, ...], conf.arg(metavar="N …")] = (5, 10, 20, 40)
+    """Numbers of participants."""
+    ties: float = 0.2
+    """Share of answers that prefer neither video."""
+    icc_participant: float = 0.02
+    """Correlation of two answers of one participant, beyond the common preference."""
+    icc_pair: float = 0.1
+    """Correlation of two answers about one pair."""
     json: Json = False
 
 
@@ -116,6 +136,8 @@ class StudyServeOptions:
     """Further name by which others reach this computer, besides its own names and addresses."""
     participants: int = MAX_PARTICIPANTS
     """Largest number of participants."""
+    preview: Flag = False
+    """Show the page to look at it, also with an unfinished consent text; no answers are kept."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +251,7 @@ def run_make(options: MakeOptions) -> dict[str, Any]:
 def run_study_make(options: StudyMakeOptions) -> dict[str, Any]:
     """Make a study from folders of videos."""
     check_output_folder(options.output)
+    from flowportrait.human_study.consent import CONSENT_FILE
     from flowportrait.human_study.make import make_study
 
     done: list[str] = []
@@ -240,6 +263,7 @@ def run_study_make(options: StudyMakeOptions) -> dict[str, Any]:
         share=options.pairs_per_participant,
         seed=options.seed,
         about=options.about,
+        contact=options.contact,
         report=done.append,
     )
     for name, why in (study.excluded or {}).items():
@@ -253,7 +277,8 @@ def run_study_make(options: StudyMakeOptions) -> dict[str, Any]:
             "attention checks": f"{len(study.checks)}: a video that is broken, or the same video on both sides",
             "screens per participant": f"{screens}, checks included",
             "left out": f"{len(study.excluded or {})} videos" if study.excluded else "nothing",
-            "next": f"flowportrait preferences study serve {options.output}",
+            "consent text": str(options.output / CONSENT_FILE),
+            "next": f"flowportrait preferences study serve {options.output}" + " --preview" * (not options.contact),
         }
     return {
         "study": str(options.output),
@@ -266,19 +291,46 @@ def run_study_make(options: StudyMakeOptions) -> dict[str, Any]:
     }
 
 
+def run_study_power(options: StudyPowerOptions) -> dict[str, Any]:
+    """Compute what studies of several sizes can tell."""
+    from dataclasses import asdict
+
+    from flowportrait.human_study.power import study_power
+
+    found = [
+        study_power(options.pairs, number, options.ties, options.icc_participant, options.icc_pair)
+        for number in options.participants
+    ]
+    if options.json:
+        return {"sizes": [asdict(one) for one in found]}
+
+    def text(share: float | None) -> str:
+        return "nothing" if share is None else f"{share:.1%}"
+
+    return {
+        f"{one.participants} participants": f"a preference of {text(one.clustered_share)} "
+        f"({text(one.independent_share)} if answers were independent); {one.decided} answers without ties are worth "
+        f"{one.effective}, design effect {one.design_effect:.1f}"
+        for one in found
+    }
+
+
 def run_study_serve(options: StudyServeOptions) -> dict[str, Any]:
     """Serve the page of a study until Ctrl-C."""
+    from tempfile import TemporaryDirectory
+
     from flowportrait.human_study.server import study_app
     from flowportrait.web_server import LOOPBACK, allowed_host_names, bind_listener, listener_url, make_server
 
     if options.participants < 1:
         raise BadInput(f"--participants {options.participants} is not possible: somebody must be able to take part.")
     names = allowed_host_names(options.host, options.public_name)
-    app = study_app(options.study, names, options.participants)
-    with bind_listener(options.host, options.port) as listener:
+    kept = "no answers are kept" if options.preview else "every answer is saved at once"
+    with TemporaryDirectory() as scratch, bind_listener(options.host, options.port) as listener:
+        app = study_app(options.study, names, options.participants, Path(scratch) if options.preview else None)
 
         def ready() -> None:
-            log(f"The study is at {listener_url(listener)}/ (Ctrl-C ends it; every answer is saved at once).")
+            log(f"The study is at {listener_url(listener)}/ (Ctrl-C ends it; {kept}).")
             if options.host not in LOOPBACK:
                 known = ", ".join(dict.fromkeys(name for name in names if name not in LOOPBACK))
                 log(f"Others on the network can reach it, by its address or as {known}. Requests are not logged.")
@@ -299,6 +351,7 @@ def run_study_analyse(options: StudyAnalyseOptions) -> dict[str, Any]:
     if options.json:
         return analysis
     _print_preferences(analysis)
+    _print_clustered(analysis)
     for why, count in analysis["left_out"].items():
         log(f"Left out: {count} participant{'s' * (count > 1)}: {why}.")
     return {
@@ -334,6 +387,28 @@ def _print_preferences(analysis: dict[str, Any]) -> None:
         strengths.add_row(ASPECT_TITLES[aspect], *cells)
     console = Console(stderr=True, width=None if Console(stderr=True).is_terminal else 140)
     console.print(table, "\n", strengths)
+
+
+def _print_clustered(analysis: dict[str, Any]) -> None:
+    """Print the preferences with intervals over participants and pairs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from flowportrait.human_study.analysis import ASPECT_TITLES, format_clustered_share, format_p_value
+
+    table = Table(box=None, pad_edge=False)
+    heads = ("over participants and pairs", "A", "B", "participants × pairs", "A preferred", "p", "design effect",
+             "strength of A over B")  # fmt: skip
+    for place, name in enumerate(heads):
+        table.add_column(name, justify="left" if place < 3 else "right")
+    for aspect, rows in analysis["clustered"].items():
+        for row in rows:
+            strength = f"{row['strength']:+.2f} ({row['strength_low']:+.2f} to {row['strength_high']:+.2f})"
+            table.add_row(
+                ASPECT_TITLES[aspect], row["system_a"], row["system_b"], f"{row['participants']} × {row['pairs']}",
+                format_clustered_share(row), format_p_value(row["p"]), f"{row['design_effect']:.1f}", strength,
+            )  # fmt: skip
+    Console(stderr=True, width=None if Console(stderr=True).is_terminal else 140).print("\n", table)
 
 
 def run_train(options: TrainOptions) -> dict[str, Any]:

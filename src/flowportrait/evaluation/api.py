@@ -8,11 +8,12 @@ compares systems with metrics; ``score_videos`` scores finished videos with the 
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -30,6 +31,7 @@ from flowportrait.evaluation.comparison import (
     metrics_by_group,
     read_clip_labels,
 )
+from flowportrait.evaluation.control import ControlledGain, build_control_table, compare_with_control
 from flowportrait.evaluation.figures import build_text_table
 from flowportrait.evaluation.measure import (
     THEVAL_OMITTED_MEASURES,
@@ -48,7 +50,7 @@ from flowportrait.evaluation.metrics import (
 )
 from flowportrait.evaluation.networks import load_evaluation_networks
 from flowportrait.evaluation.tracking import default_tracks_cache, track_file
-from flowportrait.files import check_output_is_not_input
+from flowportrait.files import check_output_is_not_input, write_text
 from flowportrait.media.optical_flow import best_installed_flow
 from flowportrait.models.checkpoints import checkpoint_folder
 
@@ -80,6 +82,7 @@ class EvaluationReport:
         notes: sentences under the report's table.
         curves: logged quantities per iteration of post-training, drawn in the report.
         examples: one video per system that the report shows.
+        controlled: gains of the systems beside those of the random-reward control, if there is one.
     """
 
     comparison: SystemComparison
@@ -88,6 +91,7 @@ class EvaluationReport:
     notes: Sequence[str] = ()
     curves: Sequence[Mapping[str, float]] | None = None
     examples: Mapping[str, Path] = field(default_factory=dict)
+    controlled: Sequence[ControlledGain] = ()
     _temporary: tempfile.TemporaryDirectory[str] | None = None
 
     @property
@@ -97,23 +101,32 @@ class EvaluationReport:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Means, intervals, differences, counts and remarks as plain values, without the single clips."""
-        return self.comparison.summary()
+        """Means, intervals, differences, gains, counts and remarks as plain values, without the single clips."""
+        gains = [asdict(gain) | {"verdict": gain.verdict} for gain in self.controlled]
+        return self.comparison.summary() | ({"against_chance": gains} if gains else {})
 
     @property
     def table(self) -> Table:
         """A table for the terminal with a row per metric and a column per system."""
         return build_text_table(self.summary)
 
+    @property
+    def control_table(self) -> Table:
+        """A table for the terminal with every gain beside that of the random-reward control."""
+        return build_control_table(self.controlled)
+
     def __str__(self) -> str:
         console = Console(width=140)
         with console.capture() as captured:
             console.print(self.table)
+            if self.controlled:
+                console.print(self.control_table)
         return captured.get()
 
     def to_json(self, path: str | Path) -> Path:
         """Write all results including those of every clip, and return the path."""
-        return self.comparison.to_json(Path(path))
+        write_text(Path(path), json.dumps(self.summary | {"clips": self.rows}, indent=1) + "\n")
+        return Path(path)
 
     def to_csv(self, path: str | Path) -> Path:
         """Write one line of metrics per system and clip, and return the path."""
@@ -134,6 +147,7 @@ class EvaluationReport:
             curves=None if self.curves is None else [dict(row) for row in self.curves],
             notes=list(self.notes),
             files={system: dict(files) for system, files in self.files.items()},
+            controlled=self.controlled,
         )
 
     def write(self, folder: str | Path) -> dict[str, Any]:
@@ -151,6 +165,7 @@ def evaluate(
     *,
     prompts: str | Path | None = None,
     baseline: str | None = None,
+    control: str | None = None,
     output: str | Path | None = None,
     seed: int = 0,
     groups: str | Path | ClipLabels | None = None,
@@ -176,6 +191,8 @@ def evaluate(
         real: real clips, named like the systems' videos: the ground truth.
         prompts: folder of portraits and recordings that checkpoints and callables animate.
         baseline: the system against which the others are tested.
+        control: the system that was trained from the baseline with random rewards. The gains of the others are shown
+            beside its gain, in ``EvaluationReport.controlled``.
         output: folder for the videos of checkpoints and callables (default: a temporary one).
         seed: random seed of the checkpoints' motion.
         groups: labels of clips (language, skin tone …) by which results are split: a CSV file, or
@@ -189,7 +206,7 @@ def evaluate(
         workers: number of processes that measure videos.
 
     Raises:
-        BadInput: there is nothing to measure, the baseline is unknown, a system has two videos of one name, a
+        BadInput: there is nothing to measure, baseline or control is unknown, a system has two videos of one name, a
             checkpoint has no prompts, or no file can be measured.
     """
     if not isinstance(systems, Mapping):
@@ -208,6 +225,8 @@ def evaluate(
         files[REAL] = _list_videos(real)
     for system, system_rows in (extra_metrics or {}).items():
         extra[system] = {clip: extra.get(system, {}).get(clip, {}) | row for clip, row in system_rows.items()}
+    if control is not None and (control not in files or baseline in (None, control)):
+        raise BadInput(f"The control '{control}' is compared by its gain: it must be a system, with another baseline.")
     _check_systems(files, baseline)
     cache = default_tracks_cache() if cache is None else Path(cache)
     measured = measure_videos(files, cache, workers)
@@ -218,9 +237,9 @@ def evaluate(
         comparison = replace(comparison, groups=metrics_by_group(comparison.rows, labels, comparison.excluded))
     measured_files = {s: [path for path in paths if path.stem in measured.metrics[s]] for s, paths in files.items()}
     by_clip = {system: {path.stem: path for path in paths} for system, paths in files.items()}
-    return EvaluationReport(
-        comparison, by_clip, title, tuple(notes), curves, examples or choose_example_videos(measured_files), temporary
-    )
+    examples = examples or choose_example_videos(measured_files)
+    controlled = compare_with_control(comparison.rows, baseline, control) if baseline and control else ()
+    return EvaluationReport(comparison, by_clip, title, tuple(notes), curves, examples, controlled, temporary)
 
 
 def score_videos(

@@ -10,7 +10,6 @@ because resampling with repeats would shrink covariances and bias Fréchet dista
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -30,7 +29,7 @@ from flowportrait.evaluation.motion_metrics import (
     shipped_quantiles,
 )
 from flowportrait.evaluation.statistics import Estimate, bootstrap_mean, holm_correction, jackknife, signed_rank_p
-from flowportrait.files import atomic_write, write_text
+from flowportrait.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -89,11 +88,6 @@ class SystemComparison:
             "metrics": {s: {m: asdict(e) for m, e in found.items()} for s, found in self.estimates.items()},
             "differences": [asdict(d) for d in self.differences],
         }
-
-    def to_json(self, path: Path) -> Path:
-        """Write the summary and the metrics of every clip; return the path."""
-        write_text(path, json.dumps(self.summary() | {"clips": self.rows}, indent=1) + "\n")
-        return path
 
     def to_csv(self, path: Path) -> Path:
         """Write one line of metrics per system and clip; return the path."""

@@ -20,6 +20,7 @@ from PIL import Image
 
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.comparison import SystemComparison
+from flowportrait.evaluation.control import ControlledGain, html_control_table
 from flowportrait.evaluation.figures import (
     KEY_METRICS,
     SIGNIFICANCE_LEVEL,
@@ -164,6 +165,7 @@ def write_html_report(
     curves: list[dict[str, float]] | None,
     notes: list[str],
     files: dict[str, dict[str, Path]] | None = None,
+    controlled: Sequence[ControlledGain] = (),
 ) -> Path:
     """Write a self-contained HTML page and return its path.
 
@@ -175,11 +177,17 @@ def write_html_report(
         curves: one row per post-training iteration with ``iteration`` and any logged quantities.
         notes: sentences printed under the table.
         files: ``files[system][clip]``, for pictures of the worst clips.
+        controlled: gains beside those of the random-reward control.
     """
     sections = [
         _headline(comparison),
         _videos(videos),
         _section("Metrics", html_table(comparison) + _notes(comparison, notes)),
+        _section(
+            "Against chance",
+            html_control_table(controlled),
+            "Gain over the starting point, beside the gain of the same training with random rewards.",
+        ),
         _section("By group", html_groups_table(comparison.groups)),
         _section("Against real footage", radar_svg(comparison), "1 − |m − real| / |real|: the rim is real footage."),
         _section("Intervals", intervals_svg(comparison), "Mean over clips and 95 % interval."),

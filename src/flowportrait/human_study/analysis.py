@@ -1,7 +1,8 @@
 """This module analyses the answers of a study: which system is preferred in each aspect, and how certain that is.
 
 The parts in order: the tests of preferences (``analyse_study`` writes ``analysis.json``, ``analysis.html`` and the
-preference pairs), the strengths of systems (``fit_strengths``), and the HTML page (``render_analysis``).
+preference pairs), and the HTML page (``render_analysis``). The strengths of systems are in ``human_study.strengths``,
+and the intervals that account for participants and pairs in ``human_study.clusters``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
@@ -21,7 +22,9 @@ from scipy.stats import binomtest
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.statistics import holm_correction
 from flowportrait.files import write_text
+from flowportrait.human_study.clusters import clustered_preferences
 from flowportrait.human_study.plan import ANSWERS_FILE, MEDIA_FOLDER, QUESTIONS, Answers, AnswerStore, Study
+from flowportrait.human_study.strengths import StudyVote, fit_strengths
 from flowportrait.preferences.dataset import LABELS, PAIRS_FILE, Aspect, Label, PreferencePair, write_pairs
 from flowportrait.preferences.inspection import krippendorff_alpha
 
@@ -38,8 +41,8 @@ class PreferenceResult:
         preferred = wins / (wins + losses)      p: exact two-sided binomial test of ½, ties left out (sign test)
         with_ties = (wins + ties / 2) / all     p_person: the same test on each participant's own majority
 
-    The binomial test takes all answers as independent, which several answers of one person are not: where both p values
-    disagree, ``p_person`` is the reliable one.
+    The binomial test takes all answers as independent, which neither several answers of one person nor several about
+    one pair are; ``p_person`` accounts for the persons. ``clustered_preferences`` accounts for both: report that.
 
     Args:
         aspect: the aspect.
@@ -117,6 +120,10 @@ def analyse_study(folder: Path, output: Path) -> dict[str, Any]:
             }
             for aspect, estimate in strengths.items()
         },
+        "clustered": {
+            aspect: [asdict(row) for row in clustered_preferences(of_aspect, study.systems)]
+            for aspect, of_aspect in votes.items()
+        },
         "agreement": {aspect: _agreement_alpha(study, counted_answers, aspect) for aspect in QUESTIONS},
         "pairs": write_pairs(folder / PAIRS_FILE, answers_to_pairs(study, counted_answers)),
         "excluded_files": study.excluded or {},
@@ -166,7 +173,7 @@ def correct_p_values(rows: Sequence[PreferenceResult]) -> list[PreferenceResult]
 
 def _votes_on(study: Study, counted_answers: dict[int, Answers], aspect: Aspect) -> list[StudyVote]:
     return [
-        StudyVote(number, one.system_a, one.system_b, answers[one.key][aspect])
+        StudyVote(number, one.system_a, one.system_b, answers[one.key][aspect], one.key)
         for number, answers in counted_answers.items()
         for one in study.pairs
         if aspect in answers.get(one.key, {})
@@ -203,124 +210,6 @@ def _agreement_alpha(study: Study, counted_answers: dict[int, Answers], aspect: 
     return krippendorff_alpha([label for label in unit if label is not None] for unit in judged)
 
 
-# --- Strengths of systems
-
-PRIOR_ANSWERS = 0.5
-"""Answers of each kind that are added to every compared pair of systems."""
-NORMAL_95 = 1.959964
-MIN_CLUSTERS = 8
-"""Fewest participants for which intervals account for the dependence of one person's answers (sandwich
-estimate)."""
-
-
-class StudyVote(NamedTuple):
-    """One answer: the participant's number, the two systems, and the label."""
-
-    participant: int
-    system_a: str
-    system_b: str
-    label: Label
-
-
-class SystemStrengths(NamedTuple):
-    """The strengths of systems.
-
-    Args:
-        theta: θ by system.
-        half: half-width of the 95 % interval of θ by system.
-        tie: ν.
-        robust: whether the intervals account for the dependence of one participant's answers.
-    """
-
-    theta: dict[str, float]
-    half: dict[str, float]
-    tie: float
-    robust: bool
-
-    def chance(self, one: str, other: str) -> tuple[float, float, float]:
-        """Return the probabilities that ``one`` wins, that ``other`` wins, and of a tie."""
-        a, b = np.exp(self.theta[one]), np.exp(self.theta[other])
-        weights = np.array([a, b, self.tie * np.sqrt(a * b)])
-        win, loss, tie = weights / weights.sum()
-        return float(win), float(loss), float(tie)
-
-
-def fit_strengths(votes: Sequence[StudyVote], systems: Sequence[str]) -> SystemStrengths:
-    """Return the maximum a posteriori strengths of systems in the Bradley–Terry model with Davidson's ties (JASA 1970).
-
-        P(i beats j) ∝ π_i       P(tie) ∝ ν √(π_i π_j)       θ = log π, Σ θ = 0
-
-    As a choice among three with utilities θ_i, θ_j and log ν + (θ_i + θ_j) / 2 the model is a multinomial logit, linear
-    in (θ, log ν): Newton's method finds its only maximum, and the information matrix gives the intervals. Half an
-    answer of each kind is added to every compared pair of systems (Jeffreys' prior), so that a system that always wins
-    has a finite strength.
-
-    Args:
-        votes: the answers.
-        systems: the systems; one that nobody compared has the strength 0 and an infinite interval.
-    """
-    place = {name: index for index, name in enumerate(systems)}
-    size = len(systems) + 1
-    rows, chosen, weight, who = [], [], [], []
-    for one, other in sorted({(vote.system_a, vote.system_b) for vote in votes}):
-        for choice in range(len(LABELS)):
-            rows.append((place[one], place[other]))
-            chosen.append(choice)
-            weight.append(PRIOR_ANSWERS)
-            who.append(-1)
-    for vote in votes:
-        rows.append((place[vote.system_a], place[vote.system_b]))
-        chosen.append(LABELS.index(vote.label))
-        weight.append(1.0)
-        who.append(vote.participant)
-    if not votes:
-        return SystemStrengths(dict.fromkeys(systems, 0.0), dict.fromkeys(systems, float("inf")), 0.0, False)
-    design = _design_matrix(np.array(rows), size)
-    count, picked = np.array(weight), np.eye(3)[chosen]
-    at, gradient, information = np.zeros(size), np.zeros((len(count), size)), np.eye(size)
-    # θ is determined up to a constant: a separate direction holds its mean at zero.
-    level = np.append(np.ones(size - 1), 0.0)
-    for _ in range(50):
-        utility = design @ at
-        share = np.exp(utility - utility.max(1, keepdims=True))
-        share /= share.sum(1, keepdims=True)
-        gradient = count[:, None] * np.einsum("nc,ncp->np", picked - share, design)
-        centred = design - np.einsum("nc,ncp->np", share, design)[:, None]
-        information = np.einsum("n,nc,ncp,ncq->pq", count, share, centred, centred) + np.outer(level, level)
-        step = np.linalg.lstsq(information, gradient.sum(0), rcond=None)[0]
-        at = at + step.clip(-2, 2)
-        if np.abs(step).max() < 1e-10:
-            break
-    # That direction is orthogonal to all information in the answers: its part of the inverse is removed again.
-    spread = np.linalg.pinv(information, 1e-10, hermitian=True) - np.outer(level, level) / (level @ level) ** 2
-    by_person: dict[int, np.ndarray] = defaultdict(lambda: np.zeros(size))
-    for person, score in zip(who, gradient, strict=True):
-        if person >= 0:
-            by_person[person] += score
-    robust = len(by_person) >= MIN_CLUSTERS
-    if robust:
-        pull = np.stack(list(by_person.values()))
-        spread = spread @ (pull.T @ pull * len(pull) / (len(pull) - 1)) @ spread
-    compared = {name for vote in votes for name in (vote.system_a, vote.system_b)}
-    half = NORMAL_95 * np.sqrt(np.diag(spread).clip(min=0))
-    return SystemStrengths(
-        {name: float(at[index]) for name, index in place.items()},
-        {name: float(half[index]) if name in compared else float("inf") for name, index in place.items()},
-        float(np.exp(at[-1])),
-        robust,
-    )
-
-
-def _design_matrix(rows: np.ndarray, size: int) -> np.ndarray:
-    """Return the design ``[N, 3, P]``: the weights of θ and log ν in the utilities of first, second and tie."""
-    design = np.zeros((len(rows), 3, size))
-    each = np.arange(len(rows))
-    design[each, 0, rows[:, 0]] = design[each, 1, rows[:, 1]] = 1.0
-    design[each, 2, rows[:, 0]] = design[each, 2, rows[:, 1]] = 0.5
-    design[:, 2, -1] = 1.0
-    return design
-
-
 # --- The page
 
 ASPECT_TITLES = {"sync": "Lip sync", "expression": "Expression", "motion": "Motion", "overall": "Overall"}
@@ -342,7 +231,12 @@ def render_analysis(analysis: dict[str, Any]) -> str:
     body += [
         "<p class=soft>Preferred: share of wins without ties, with its exact 95 % interval. p: exact two-sided "
         "binomial test against ½, ties left out, taking every answer as independent. By person: the same test on each "
-        "participant's own majority. Holm: p corrected for all rows.</p>"
+        "participant's own majority. Holm: p corrected for all rows.</p>",
+        "<h2>With the dependence of answers</h2>",
+        _clustered_table(analysis["clustered"]),
+        "<p class=soft>Answers of one participant, and answers about one pair, are alike. Intervals are from a "
+        "bootstrap over participants and pairs, and never narrower than for independent answers. Design effect: "
+        "the variance relative to that of independent answers. Strength: difference of the Bradley–Terry θ.</p>",
     ]
     body += [
         "<h2>Strengths</h2>",
@@ -387,6 +281,27 @@ def _preferences_table(rows: list[dict[str, Any]]) -> str:
     heads = ("", "", "", "won / same / lost", "preferred", "p", "by person", "Holm")
     head = "".join(f"<th>{name}</th>" for name in heads)
     return f"<div class=scroll><table><thead><tr>{head}</tr></thead>{''.join(lines)}</table></div>"
+
+
+def _clustered_table(by_aspect: dict[str, list[dict[str, Any]]]) -> str:
+    lines = []
+    for aspect, rows in by_aspect.items():
+        for row in rows:
+            cells = (
+                ASPECT_TITLES[aspect], f"{escape(row['system_a'])} <small>over</small> {escape(row['system_b'])}",
+                f"{row['participants']} × {row['pairs']}", format_clustered_share(row), format_p_value(row["p"]),
+                f"{row['design_effect']:.1f}",
+                f"{row['strength']:+.2f} <small>{row['strength_low']:+.2f} to {row['strength_high']:+.2f}</small>",
+            )  # fmt: skip
+            lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    heads = ("", "", "participants × pairs", "preferred", "p", "design effect", "strength")
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    return f"<div class=scroll><table><thead><tr>{head}</tr></thead>{''.join(lines)}</table></div>"
+
+
+def format_clustered_share(row: dict[str, Any]) -> str:
+    """Return a preferred share with its interval as text; a dash without wins and losses."""
+    return "–" if row["preferred"] is None else f"{row['preferred']:.0%} ({row['low']:.0%}–{row['high']:.0%})"
 
 
 def _strengths_plot(aspect: str, found: dict[str, Any], systems: list[str]) -> str:

@@ -27,6 +27,7 @@ import numpy as np
 from flowportrait.corruption import Footage, corrupt
 from flowportrait.data.prompts import VIDEO_SUFFIXES
 from flowportrait.errors import BadInput
+from flowportrait.human_study.consent import write_consent
 from flowportrait.human_study.plan import ANSWERS_FILE, MEDIA_FOLDER, PLAN_FILE, Study, StudyComparison
 from flowportrait.media.audio import SAMPLES_PER_FRAME, has_audio, read_audio
 from flowportrait.media.containers import main_sound_stream, main_video_stream, open_media
@@ -49,6 +50,7 @@ def make_study(
     share: int = 0,
     seed: str | None = None,
     about: Path | None = None,
+    contact: str | None = None,
     report: Callable[[str], None] = lambda name: None,
 ) -> Study:
     """Write a study into a folder and return it.
@@ -62,6 +64,7 @@ def make_study(
         seed: seed of order and sides; random by default.
         about: file of JSON lines with ``name`` (of the video, without suffix) and any of prompt, speaker, portrait and
             split.
+        contact: whom participants can ask, for the consent text; by default a placeholder to fill in.
         report: called with the name of each clip that is done.
 
     Raises:
@@ -104,6 +107,7 @@ def make_study(
     study = Study(secrets.token_hex(6), title, seed, tuple(systems), tuple(comparisons), share, excluded)
     for unused in {path.name for path in media.glob("*.mp4")} - study.files:
         (media / unused).unlink()
+    write_consent(output, contact)
     study.save(output)
     return study
 

@@ -1,5 +1,6 @@
 """This module serves the web page of a study.
 
+    GET    /api/study                               title, number of screens, and the text to agree to
     POST   /api/participants                        begin; the response has the link token
     GET    /api/participants/TOKEN                  questions, number of screens, the first unfinished screen
     GET    /api/participants/TOKEN/trials/I         the two videos and the answers so far
@@ -21,6 +22,7 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
+from flowportrait.human_study.consent import read_consent
 from flowportrait.human_study.plan import (
     MAX_PARTICIPANTS,
     MEDIA_FOLDER,
@@ -52,19 +54,23 @@ class PostedAnswer(BaseModel, extra="forbid"):
     choice: SideChoice
 
 
-def study_app(folder: Path, hosts: Sequence[str] = LOOPBACK, participants: int = MAX_PARTICIPANTS) -> FastAPI:
+def study_app(
+    folder: Path, hosts: Sequence[str] = LOOPBACK, participants: int = MAX_PARTICIPANTS, preview: Path | None = None
+) -> FastAPI:
     """Return the web application of a study.
 
     Args:
         folder: folder of the study.
         hosts: host names under which the server may be called.
         participants: limit of participants.
+        preview: show the page to look at it, with answers in this other folder; its consent text may be unfinished.
 
     Raises:
-        BadInput: the folder holds no study, or its answers belong to another one.
+        BadInput: the folder holds no study, its answers belong to another one, or its consent text has placeholders.
     """
     study = Study.load(folder)
-    store = AnswerStore(folder, study)
+    consent = [section._asdict() for section in read_consent(folder, complete=preview is None)]
+    store = AnswerStore(preview or folder, study)
     app = FastAPI(title=study.title, openapi_url=None)
     app.add_middleware(
         RequestGuard, hosts=hosts, largest_body=MAX_ANSWER_BYTES, content_types={"/api/": ("application/json",)},
@@ -107,7 +113,7 @@ def study_app(folder: Path, hosts: Sequence[str] = LOOPBACK, participants: int =
     @app.get("/api/study")
     def about() -> dict[str, Any]:
         screens = min(study.share or len(study.pairs), len(study.pairs)) + len(study.checks)
-        return {"title": study.title, "screens": screens}
+        return {"title": study.title, "screens": screens, "consent": consent, "preview": preview is not None}
 
     @app.post("/api/participants")
     def add_participant() -> dict[str, str]:

@@ -91,7 +91,11 @@ def _list_of(**properties: dict[str, Any]) -> dict[str, Any]:
 
 _TEXT: dict[str, Any] = {"type": "string"}
 _NUMBER: dict[str, Any] = {"type": "number"}
-_GRADE: dict[str, Any] = {"type": "number", "minimum": LOWEST_GRADE, "maximum": HIGHEST_GRADE}
+_GRADE: dict[str, Any] = {"type": "integer", "minimum": LOWEST_GRADE, "maximum": HIGHEST_GRADE}
+"""A whole grade: only digits have an expectation, and servers enforce the bounds of integers (llama.cpp ignores those
+of numbers). A written grade such as 3.5 is read all the same."""
+_SETTLED: dict[str, Any] = _GRADE | {"type": "number"}
+"""A reviewer's score, which may lie between two grades."""
 _FLAWS = _list_of(start=_NUMBER, end=_NUMBER, what=_TEXT)
 
 
@@ -172,7 +176,7 @@ def review_format(disputed: dict[Aspect, Sequence[Grade]]) -> AnswerFormat[tuple
                 raise malformed_reply(f"the review's {aspect} {score:g} is not in {between}")
         return scores, rationale
 
-    return AnswerFormat("review", _schema(rationale=_TEXT, scores=_schema(**dict.fromkeys(disputed, _GRADE))), read)
+    return AnswerFormat("review", _schema(rationale=_TEXT, scores=_schema(**dict.fromkeys(disputed, _SETTLED))), read)
 
 
 def read_review(reply: Reply, disputed: tuple[Aspect, ...]) -> tuple[dict[Aspect, float], str]:

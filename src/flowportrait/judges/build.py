@@ -11,8 +11,10 @@ or by an entry point of the group ``flowportrait.judges``.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -26,7 +28,7 @@ from flowportrait.judges.calibration import Calibration
 from flowportrait.judges.clips import JudgedClip, clips_from_batch
 from flowportrait.judges.local_model import OmniSettings
 from flowportrait.judges.messages import Endpoint
-from flowportrait.judges.methods import ComparingPanel, LocatingPanel, ThinkingPanel
+from flowportrait.judges.methods import ComparingPanel, LocatingPanel, PairJudge, ThinkingPanel
 from flowportrait.judges.panel import Panel, PanelSettings
 from flowportrait.judges.questions import Backend, Ledger, ReplyCache, judge_cache_folder
 from flowportrait.judges.rubric import (
@@ -44,6 +46,7 @@ from flowportrait.plugins import is_reference, load_plugin, plugin_names
 from flowportrait.rewards.batch import Failure, RewardBatch
 from flowportrait.rewards.interface import Score, score_with_failures
 from flowportrait.rewards.registry import RewardOptions
+from flowportrait.rewards.relative import PairwiseWinReward
 from flowportrait.terminal import progress
 
 PANEL_METHODS: dict[str, type[Panel[JudgedClip]]] = {
@@ -208,7 +211,7 @@ def grade_files(judge: Judge, paths: Sequence[Path], generators: Sequence[str] =
     """
     generators = list(generators) or [path.parent.name for path in paths]
     ledger: Ledger | None = getattr(getattr(judge, "backend", None), "ledger", None)
-    before = ledger.totals() if ledger else None
+    first_entry = len(ledger.entries) if ledger else 0
     verdicts = []
     for first in progress(range(0, len(paths), FILES_IN_MEMORY), -(-len(paths) // FILES_IN_MEMORY), "judging"):
         chunk = zip(paths[first : first + FILES_IN_MEMORY], generators[first : first + FILES_IN_MEMORY], strict=True)
@@ -222,12 +225,9 @@ def grade_files(judge: Judge, paths: Sequence[Path], generators: Sequence[str] =
         "judge": judge.name, "kind": judge.kind, "fingerprint": judge.fingerprint, "rubric": rubric_version(),
         "summary": summary, "verdicts": [verdict.to_dict() for verdict in verdicts],
     }  # fmt: skip
-    if ledger is not None and before is not None:
-        after = ledger.totals()
-        report["cost"] = {
-            name: after[name] - before[name] for name in ("requests", "tokens_in", "tokens_out", "untold")
-        }
-        report["cost"]["dollars"] = round(after["dollars"] - before["dollars"], 6)
+    if ledger is not None:
+        spent = ledger.totals(first_entry)
+        report["cost"] = {name: spent[name] for name in ("requests", "tokens_in", "tokens_out", "untold", "dollars")}
         summary["requests"], summary["dollars"] = report["cost"]["requests"], report["cost"]["dollars"]
     return report
 
@@ -349,3 +349,57 @@ class JudgeReward:
 def panel_reward(options: RewardOptions) -> JudgeReward:
     """Return the reward ``panel``: the judge in the options' settings file, without a file the measured panel."""
     return JudgeReward.for_training(read_judge_settings(options.judge))
+
+
+@dataclass
+class PairPreference:
+    """The probability that a judge prefers one clip of a batch to another, both shown together in both orders.
+
+        P(a is better than b) = (1 + Σ_aspect w_aspect · margin_aspect(a, b)) / 2,     margins from −1 to 1
+
+    All pairs of a batch are asked about at once, when the first is needed. Pairs of which the judge settles no aspect
+    have no probability (NaN); of other pairs the settled aspects count.
+    """
+
+    judge: PairJudge
+    batch: RewardBatch | None = None
+    probabilities: dict[tuple[int, int], float] = field(default_factory=dict)
+
+    def __call__(self, batch: RewardBatch, a: int, b: int) -> float:
+        """Return the probability that row ``a`` of the batch is better than row ``b``, for a < b of one group."""
+        if self.batch is not batch:
+            assert batch.group is not None
+            clips, group = clips_from_batch(batch), batch.group.tolist()
+            rows = [(one, other) for one, other in combinations(range(len(batch)), 2) if group[one] == group[other]]
+            choices = self.judge.compare([(clips[one], clips[other]) for one, other in rows])
+            settled = [
+                [(ASPECT_WEIGHTS[aspect], choice.margin) for aspect, choice in found.items()] for found in choices
+            ]
+            self.batch, self.probabilities = batch, dict(zip(rows, map(_probability, settled), strict=True))
+        return self.probabilities[a, b]
+
+
+def _probability(margins: Sequence[tuple[float, float | None]]) -> float:
+    """Return the probability of the first clip from weights and margins of aspects; a margin of None does not count."""
+    known = [(weight, margin) for weight, margin in margins if margin is not None]
+    if not known:
+        return math.nan
+    return (1 + sum(weight * margin for weight, margin in known) / sum(weight for weight, _ in known)) / 2
+
+
+def pairwise_reward(options: RewardOptions) -> PairwiseWinReward:
+    """Return the reward ``pairwise``: the share of the samples of its group that a judge prefers a sample to.
+
+    Raises:
+        BadInput: the judge in the options' settings file does not look at two clips together.
+    """
+    settings = read_judge_settings(options.judge)
+    judge = build_judge(settings)
+    if not isinstance(judge, PairJudge):
+        raise BadInput(
+            f"The reward pairwise asks about two clips at once, and the {judge.name} grades one at a time: set "
+            "rewards.options.judge to the settings of a judge with method=compare, or compare grades with "
+            "rewards.judge_by=measured and credit.win_rate=all."
+        )
+    require_certificate(judge, certificate_folders(settings))
+    return PairwiseWinReward(PairPreference(judge), "pairwise", frozenset({"frames", "audio", "group"}))

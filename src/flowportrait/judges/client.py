@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -39,6 +40,19 @@ from flowportrait.rewards.batch import Failure
 from flowportrait.web_client import OPENAI_KEY_VARIABLE, async_client_options
 
 _RETRYABLE = (408, 409, 425, 429)
+_MEDIA_SETTINGS = {
+    "audio": "endpoint.shows.audio=off",
+    "video": "endpoint.shows.video=false endpoint.shows.clip=false",
+    "image": "endpoint.shows.images=false",
+}
+"""Kinds of message parts, and the settings that leave them out."""
+_MEDIA_REFUSED = re.compile(
+    r"(?:not|n't|no|un)[ -]?(?:\w+[ -])?support|mmproj|not a? ?(?:multi-?modal|vision)|at most 0|only supported by"
+    r"|unsupported content|invalid content type",
+    re.IGNORECASE,
+)
+"""Words of servers that refuse pictures, video or sound (llama.cpp, vLLM, SGLang, OpenAI)."""
+_TOO_LONG = re.compile(r"context (?:length|size|window)|exceed_context|too many tokens", re.IGNORECASE)
 _OPTIONAL_PARAMS = (
     (("logprob",), ("logprobs", "top_logprobs")),
     (("max_completion_tokens",), ("max_tokens",)),
@@ -93,13 +107,16 @@ class ChatClient:
     @property
     def kind(self) -> JudgeKind:
         """See ``Backend``."""
-        return "measured panel" if self.endpoint.model == SERVED_PANEL_MODEL else "multimodal LLM panel"
+        if self.endpoint.model == SERVED_PANEL_MODEL:
+            return "measured panel"
+        return "multimodal LLM panel" if self.endpoint.shows.has_media else "LLM panel without pictures or sound"
 
     def ask(self, questions: Sequence[Question[Any]], accept: AcceptReply) -> dict[int, Failure]:
         """See ``Backend``.
 
         Raises:
-            BadInput: the server does not accept the key, does not have the model, or redirects requests.
+            BadInput: the server does not accept the key, does not have the model, redirects requests, or does not take
+                pictures, video or sound that the settings send.
         """
         if not questions:
             return {}
@@ -203,6 +220,8 @@ class ChatClient:
         Returns:
             Whether the request can be repeated with fewer or other parameters.
         """
+        if _TOO_LONG.search(message):
+            return False
         for words, names in _OPTIONAL_PARAMS:
             if names[0] in sent and any(word in message for word in words):
                 if "max_tokens" in names:
@@ -320,6 +339,12 @@ def error_of_response(response: httpx2.Response, end: Endpoint) -> RequestError:
         403: f"{end.url} does not let {key} do this ({status}): use another key or model.",
         404: f"{end.url} knows no model {end.model!r} (404): check endpoint.url and endpoint.model.",
     }.get(status)
+    refused = refused_media(response.text, end.shows)
+    if refused:
+        return RequestError("rejected", f"takes no {refused}", False, status, fatal=(
+            f"{end.url} takes no {refused} ({status}): serve a model that does (llama.cpp: --mmproj), or leave "
+            f"them out by --set {_MEDIA_SETTINGS[refused]}."
+        ))  # fmt: skip
     wait = retry_after(response.headers)
     if status == 429:
         return RequestError("rate_limited", "too many requests (429)", True, status, wait)
@@ -327,6 +352,24 @@ def error_of_response(response: httpx2.Response, end: Endpoint) -> RequestError:
         return RequestError("server_error", f"the server failed ({status})", True, status, wait)
     message = f"Error code: {status} - {response.text}"[:200]
     return RequestError("rejected", f"the server would not take it: {message}", False, status, fatal=fatal)
+
+
+def refused_media(message: str, shows: MediaFormats) -> str:
+    """Return which kind of message part an error message refuses: audio, video or image; empty if it refuses none.
+
+    Args:
+        message: the body of an unsuccessful response.
+        shows: what is sent; a kind that is not sent cannot be refused.
+    """
+    if not _MEDIA_REFUSED.search(message):
+        return ""
+    sent = {"audio": shows.audio != "off", "video": shows.video or shows.clip, "image": shows.images}
+    named = [kind for kind, is_sent in sent.items() if is_sent and kind in message.lower()]
+    if named:
+        return named[0]
+    # A server that knows no such part at all names its type only as content[].type.
+    anonymous = "content[].type" in message or re.search("multi-?modal|mmproj", message, re.IGNORECASE)
+    return next((kind for kind, is_sent in sent.items() if is_sent), "") if anonymous else ""
 
 
 def _with_schema(params: Mapping[str, Any], answer: AnswerFormat[Any]) -> dict[str, Any]:

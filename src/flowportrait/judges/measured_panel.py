@@ -9,6 +9,7 @@ other experts are rewards (sync, expressiveness, temporal), so a measured panel 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -418,6 +419,17 @@ class PoseCappedJudge:
     def backend(self) -> Any:
         """The backend of the other judge, for its ledger; None if it has none."""
         return getattr(self.inner, "backend", None)
+
+    @property
+    def cache(self) -> Any:
+        """The cache of the other judge; None if it has none."""
+        return getattr(self.inner, "cache", None)
+
+    def retest(self, number: int) -> PoseCappedJudge:
+        """See ``Panel.retest``; a judge that measures is the same in every repetition."""
+        again = copy.copy(self)
+        again.inner = self.inner.retest(number) if hasattr(self.inner, "retest") else self.inner
+        return again
 
     @property
     def name(self) -> str:

@@ -30,6 +30,8 @@ from flowportrait.web_client import api_key_for, check_server_address
 NO_KEY = "none"
 SERVED_PANEL_MODEL = "flowportrait-panel"
 """The model name of the measured panel that ``flowportrait judge serve`` offers."""
+NOTHING_SHOWN = "No pictures and no sound are attached: nothing of the clip can be seen or heard."
+"""The sentence that takes the place of pictures and sound where a server is sent neither."""
 _JPEG = 90
 
 
@@ -45,6 +47,11 @@ class MediaFormats:
     """The message part in which sound is sent."""
     clip: bool = False
     """Send the whole clip with its sound as mp4; the panel of ``flowportrait judge serve`` needs it."""
+
+    @property
+    def has_media(self) -> bool:
+        """Whether anything of a clip is sent; without pictures and sound a model is a control that must lose."""
+        return self.images or self.video or self.clip or self.audio != "off"
 
     @property
     def key(self) -> str:
@@ -129,7 +136,12 @@ class Endpoint:
 
 
 def message_parts(judge_input: JudgeInput, formats: MediaFormats) -> list[dict[str, Any]]:
-    """Return a specialist's input as message parts, pictures in order of time."""
+    """Return a specialist's input as message parts, pictures in order of time.
+
+    Without pictures and sound the only part is a sentence that says so.
+    """
+    if not formats.has_media:
+        return [text_part(NOTHING_SHOWN)]
     parts: list[dict[str, Any]] = []
     if formats.images:
         for caption, picture in judge_input.pictures:

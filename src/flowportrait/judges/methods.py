@@ -76,7 +76,7 @@ class ThinkingPanel(Panel[JudgedClip]):
             self._question(items[index], aspect, sample, "thoughts", _THINK, THOUGHTS_FORMAT, inputs[index, aspect])
             for index, aspect, sample in requests
         ]
-        thoughts, failures = ask_all(thinking, self.backend, self._cache)
+        thoughts, failures = ask_all(thinking, self.backend, self.cache)
         words = {
             place: f"What was noted before grading:\n{thought}\nGrade by the rubric. {GRADE_INSTRUCTION}"
             for place, thought in thoughts.items()
@@ -101,12 +101,12 @@ class LocatingPanel(Panel[JudgedClip]):
                            inputs[index, aspect])
             for index, aspect, sample in requests
         ]  # fmt: skip
-        windows, failures = ask_all(when, self.backend, self._cache)
+        windows, failures = ask_all(when, self.backend, self.cache)
         suspects = [(place, flaw) for place in sorted(windows) for flaw in windows[place]]
         where = [
             self._window_question(items[requests[place][0]], *requests[place][1:], flaw) for place, flaw in suspects
         ]
-        boxes, _ = ask_all(where, self.backend, self._cache)
+        boxes, _ = ask_all(where, self.backend, self.cache)
         located: dict[int, list[tuple[Flaw, Box]]] = {place: [] for place in windows}
         for order, (place, flaw) in enumerate(suspects):
             if (box := boxes.get(order)) is not None:
@@ -199,11 +199,12 @@ class ComparingPanel(Panel[JudgedClip]):
         """See ``PairJudge``; every specialist is asked for every sample in both orders."""
         requests = [
             (index, aspect, sample, swapped) for index in range(len(pairs)) for aspect in CLIP_ASPECTS
-            for sample in range(self.settings.samples) for swapped in (False, True)
+            for sample in range(self.first_sample, self.first_sample + self.settings.samples)
+            for swapped in (False, True)
         ]  # fmt: skip
         questions = [self._pair_question(pairs[index], aspect, sample, swapped)
                      for index, aspect, sample, swapped in requests]  # fmt: skip
-        answers, failures = ask_all(questions, self.backend, self._cache)
+        answers, failures = ask_all(questions, self.backend, self.cache)
         found: dict[tuple[int, Aspect], list[tuple[float, str] | Failure]] = {}
         for place, (index, aspect, _, swapped) in enumerate(requests):
             answer = failures[place] if place not in answers else _in_given_order(answers[place], swapped)

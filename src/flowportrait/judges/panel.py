@@ -10,6 +10,7 @@ judged, with which texts and which pictures: ``CLIP_SUBJECT`` is here, still por
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import statistics
@@ -186,7 +187,9 @@ class Panel(Generic[Item]):
         self.settings = settings or PanelSettings()
         self.calibration = calibration
         self.subject: Subject[Any] = subject or CLIP_SUBJECT
-        self._cache = cache or ReplyCache(None)
+        self.cache = cache or ReplyCache(None)
+        self.first_sample = 0
+        """The index of the first sample. Another index asks the same questions again; see ``retest``."""
 
     @property
     def name(self) -> str:
@@ -203,6 +206,18 @@ class Panel(Generic[Item]):
         """See ``ItemJudge``."""
         return hashlib.sha256(self.subject.fingerprint_text(self).encode()).hexdigest()[:16]
 
+    def retest(self, number: int) -> Panel[Item]:
+        """Return a panel with the same settings, model, cache and fingerprint that asks for other samples.
+
+        Cached replies would otherwise repeat the first answers.
+
+        Args:
+            number: index of the repetition; 0 is the panel's first judgement itself.
+        """
+        again = copy.copy(self)
+        again.first_sample = number * self.settings.samples
+        return again
+
     def rubric(self, aspect: Aspect) -> str:
         """Return the rubric of an aspect with the rules of the library."""
         return self.subject.rubric(aspect, self.library.of(aspect))
@@ -215,7 +230,7 @@ class Panel(Generic[Item]):
         """
         aspects = self.subject.aspects if aspects is None else aspects
         errors = [self._errors(item, aspects) for item in items]
-        samples = range(self.settings.samples)
+        samples = range(self.first_sample, self.first_sample + self.settings.samples)
         open_aspects = [
             (index, aspect) for index, by_aspect in enumerate(errors) for aspect in aspects if by_aspect[aspect] is None
         ]
@@ -275,7 +290,7 @@ class Panel(Generic[Item]):
             questions.append(
                 self._question(items[index], aspect, sample, aspect, instructions[place], answer, make_input)
             )  # fmt: skip
-        grades, ungraded = ask_all(questions, self.backend, self._cache)
+        grades, ungraded = ask_all(questions, self.backend, self.cache)
         found: dict[int, Grade | Failure] = dict(failures)
         for order, place in enumerate(places):
             found[place] = grades[order] if order in grades else ungraded[order]
@@ -307,7 +322,7 @@ class Panel(Generic[Item]):
                 disputes.setdefault(index, {})[aspect] = found
         places = list(disputes)
         questions = [self._review_question(items[index], disputes[index]) for index in places]
-        answers, failures = ask_all(questions, self.backend, self._cache)
+        answers, failures = ask_all(questions, self.backend, self.cache)
         result: dict[AspectKey, Review | Failure] = {}
         for place, index in enumerate(places):
             if place in answers:
@@ -334,7 +349,8 @@ class Panel(Generic[Item]):
             f'object and nothing else: {{"rationale": "two or three sentences", "scores": {form}}}.'
         )
         answer = review_format(disputed)
-        return Question(REVIEWER_SYSTEM, text, "review", item.digest, 0, answer, self._input(item, first))
+        sample, make_input = self.first_sample, self._input(item, first)
+        return Question(REVIEWER_SYSTEM, text, "review", item.digest, sample, answer, make_input)
 
     @property
     def _quorum(self) -> int:

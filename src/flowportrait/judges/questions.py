@@ -14,7 +14,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -26,8 +26,9 @@ from flowportrait.judges.replies import Reply, UnusableReply
 from flowportrait.judges.rubric import rubric_version
 from flowportrait.rewards.batch import Failure
 
-JudgeKind = Literal["multimodal LLM panel", "measured panel"]
-"""Whether a model looks or experts measure; every verdict, report and certificate states it."""
+JudgeKind = Literal["multimodal LLM panel", "measured panel", "LLM panel without pictures or sound"]
+"""Whether a model looks, experts measure, or a model is shown nothing, which is a control that must lose; every
+verdict, report and certificate states it."""
 
 Answer_co = TypeVar("Answer_co", covariant=True)
 
@@ -139,9 +140,12 @@ class ReplyCache:
     def __init__(self, folder: Path | None) -> None:
         """Keep replies in ``folder``; None turns the cache off."""
         self._folder = folder
+        self.looked_up: list[str] = []
+        """The addresses of all questions so far, in order, with and without a cached reply."""
 
     def get(self, address: str) -> Reply | None:
         """Return the cached reply, None if there is none that can be read."""
+        self.looked_up.append(address)
         if self._folder is None:
             return None
         try:
@@ -227,20 +231,26 @@ class Ledger:
                     torn = file.tell() > 0 and _last_byte(self._path) != b"\n"
                     file.write(("\n" + line if torn else line).encode())
 
-    def totals(self) -> dict[str, Any]:
+    def totals(self, first: int = 0, addresses: Collection[str] | None = None) -> dict[str, Any]:
         """Return the totals of requests, outcomes, tokens, dollars and seconds, and ``untold``: the number of requests
-        without reported tokens."""
+        without reported tokens.
+
+        Args:
+            first: index of the first entry that counts.
+            addresses: the questions that count; all by default.
+        """
+        entries = [one for one in self.entries[first:] if addresses is None or one.address in addresses]
         outcomes: dict[str, int] = {}
-        for entry in self.entries:
+        for entry in entries:
             outcomes[entry.outcome] = outcomes.get(entry.outcome, 0) + 1
         return {
-            "requests": len(self.entries),
+            "requests": len(entries),
             "outcomes": outcomes,
-            "tokens_in": sum(entry.tokens_in or 0 for entry in self.entries),
-            "tokens_out": sum(entry.tokens_out or 0 for entry in self.entries),
-            "untold": sum(entry.tokens_in is None for entry in self.entries),
-            "dollars": round(sum(entry.dollars for entry in self.entries), 6),
-            "seconds": round(sum(entry.seconds for entry in self.entries), 3),
+            "tokens_in": sum(entry.tokens_in or 0 for entry in entries),
+            "tokens_out": sum(entry.tokens_out or 0 for entry in entries),
+            "untold": sum(entry.tokens_in is None for entry in entries),
+            "dollars": round(sum(entry.dollars for entry in entries), 6),
+            "seconds": round(sum(entry.seconds for entry in entries), 3),
         }
 
 

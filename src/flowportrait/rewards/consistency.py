@@ -151,20 +151,21 @@ class EmbeddingSimilarity:
 
     def __init__(self, name: str, model: str) -> None:
         self.name = name
-        net, self._side, self._mean, self._std = _image_model(model)
-        self._net: Any = place_network(net)
+        network, self._side, self._mean, self._std = _image_model(model)
+        self.network: Any = place_network(network)
 
     @torch.no_grad()
     def __call__(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return F.cosine_similarity(self._embed(a), self._embed(b), dim=-1).cpu()
+        return F.cosine_similarity(self.embed(a), self.embed(b), dim=-1).cpu()
 
-    def _embed(self, pictures: torch.Tensor) -> torch.Tensor:
+    def embed(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings ``[N, D]`` of pictures ``[N, 3, H, W]`` in [0, 1], on the network's device."""
         resized = F.interpolate(pictures, size=(self._side, self._side), mode="bicubic", antialias=True).clamp(0, 1)
-        normalized = ((resized - self._mean) / self._std).to(device_of(self._net))
-        if hasattr(self._net, "get_image_features"):
-            output = self._net.get_image_features(pixel_values=normalized)
+        normalized = ((resized - self._mean) / self._std).to(device_of(self.network))
+        if hasattr(self.network, "get_image_features"):
+            output = self.network.get_image_features(pixel_values=normalized)
             return output if isinstance(output, torch.Tensor) else output.pooler_output
-        return self._net(pixel_values=normalized).last_hidden_state[:, 0]
+        return self.network(pixel_values=normalized).last_hidden_state[:, 0]
 
 
 @lru_cache(maxsize=4)
@@ -181,8 +182,8 @@ def _image_model(model: str) -> tuple[Any, int, torch.Tensor, torch.Tensor]:
     vision = getattr(config, "vision_config", config)
     # The published statistics: OpenAI's for CLIP, ImageNet's for DINO.
     clip = hasattr(net, "get_image_features")
-    mean = (0.4815, 0.4578, 0.4082) if clip else (0.485, 0.456, 0.406)
-    std = (0.2686, 0.2613, 0.2758) if clip else (0.229, 0.224, 0.225)
+    mean = (0.48145466, 0.4578275, 0.40821073) if clip else (0.485, 0.456, 0.406)
+    std = (0.26862954, 0.26130258, 0.27577711) if clip else (0.229, 0.224, 0.225)
     return net, int(vision.image_size), torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
 
 

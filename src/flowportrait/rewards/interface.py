@@ -298,6 +298,7 @@ def check_needs(reward: Reward, traits: Traits, batch: RewardBatch) -> None:
     missing = sorted(needs - batch.has)
     if missing:
         cannot = "; it cannot draw" if "frames" in missing else ""
+        cannot += "; set rewards.options.text for one text for all" if "transcript" in missing else ""
         raise BadInput(
             f"The reward {reward.name!r} needs {', '.join(missing)}, which this batch does not have{cannot}: "
             f"it has {', '.join(sorted(batch.has))}. Leave the reward out (weight 0), or give what it needs."

@@ -8,24 +8,39 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    from flowportrait.rewards.batch import RewardBatch
+    from flowportrait.rewards.interface import Score
 
-from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.interface import Score, all_valid
-
-RANDOM_REWARDS = ("random", "random_mouth", "random_eyes", "random_head")
+CHANCE = "chance"
+"""Name of the random reward of all latents."""
+RANDOM_REWARDS = (CHANCE, "chance_mouth", "chance_eyes", "chance_head")
 """Independent random rewards: one for all latents, and one for each latent region of a portrait."""
+EARLIER_RANDOM_REWARDS = ("random", "random_mouth", "random_eyes", "random_head")
+"""Names of ``RANDOM_REWARDS`` up to version 0.3.0, in the same order. They give the same scores."""
 
 
 @dataclass(frozen=True)
 class RandomReward:
     """Scores every sample with a random number from 0 to 1, which depends on its motion and on the reward's name."""
 
-    name: str = RANDOM_REWARDS[0]
+    name: str = CHANCE
     needs: frozenset[str] = frozenset({"motion"})
 
     def __call__(self, batch: RewardBatch) -> Score:
+        import torch  # here, since lists of names and the doctor import this module
+
+        from flowportrait.rewards.interface import all_valid
+
         motion = batch.motion.detach().float().cpu().contiguous().numpy()
-        keys = [hashlib.sha256(self.name.encode() + sample.tobytes()).digest() for sample in motion]
+        # The key has the earlier name, so that a control begun under it has the same scores when it is resumed.
+        key = dict(zip(RANDOM_REWARDS, EARLIER_RANDOM_REWARDS, strict=True)).get(self.name, self.name).encode()
+        keys = [hashlib.sha256(key + sample.tobytes()).digest() for sample in motion]
         return all_valid(torch.tensor([int.from_bytes(key[:4], "big") / 2**32 for key in keys]))
+
+
+def is_random_reward(name: str) -> bool:
+    """Return whether a reward of this name gives random scores, under today's or an earlier name."""
+    return name in RANDOM_REWARDS or name in EARLIER_RANDOM_REWARDS

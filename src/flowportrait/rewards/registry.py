@@ -42,7 +42,7 @@ from flowportrait.rewards.motion import (
     TremorReward,
 )
 from flowportrait.rewards.motion_distribution import CrowdReward
-from flowportrait.rewards.random import RANDOM_REWARDS, RandomReward
+from flowportrait.rewards.random import EARLIER_RANDOM_REWARDS, RANDOM_REWARDS, RandomReward
 from flowportrait.rewards.relative import SelfConfidenceReward
 from flowportrait.rewards.sync import LipSyncReward
 
@@ -69,6 +69,12 @@ class RewardOptions:
     latent_preference: Path | None = None
     """Folder written by ``flowportrait preferences train-latent``, or ``org/name`` on the Hub, for
     ``latent_preference``."""
+    pretrained: dict[str, str] = field(default_factory=dict)
+    """Folders of published networks, which are not downloaded: ``pretrained.clip=FOLDER``, also ``pickscore``,
+    ``hpsv3`` and ``videoalign``. Without one the environment variable ``FLOWPORTRAIT_CLIP`` (…) is used."""
+    text: str | None = None
+    """Text that rewards of pictures and texts compare every sample with. Without it each sample's own text is used,
+    which generators that draw from a text have."""
     elsewhere: dict[str, str] = field(default_factory=dict)
     """Rewards that another machine scores → its address: ``elsewhere.identity=http://gpu:8300``."""
 
@@ -122,10 +128,32 @@ PART_REWARDS: dict[str, RewardBuilder] = {
 
 JUDGE_REWARDS: dict[str, str] = {
     "panel": "flowportrait.judges.build:panel_reward",
+    "pairwise": "flowportrait.judges.build:pairwise_reward",
     "omni_reward": "flowportrait.portraitgen.judging:omni_reward",
     "ai_portrait": "flowportrait.portraitgen.judging:ai_portrait_reward",
 }
 """Judges as rewards. The function that builds one is imported when it is needed, since judges are made of rewards."""
+
+
+PRETRAINED_REWARDS = (
+    "clip_text", "clip_portrait", "pickscore", "hpsv3", "videoalign", "videoalign_vq", "videoalign_mq", "videoalign_ta",
+)  # fmt: skip
+"""Rewards by published networks, for people who have the weights; see ``rewards.pretrained``."""
+
+
+def _pretrained_builder(name: str, options: RewardOptions) -> Reward:
+    from flowportrait.rewards import pretrained, qwen2_vl
+
+    folders, text = options.pretrained, options.text
+    if name == "clip_text":
+        return pretrained.TextImageReward.clip(folders, text)
+    if name == "clip_portrait":
+        return pretrained.PortraitImageReward.load(folders)
+    if name == "pickscore":
+        return pretrained.TextImageReward.pickscore(folders, text)
+    if name == "hpsv3":
+        return qwen2_vl.HpsV3Reward.load(folders, text)
+    return qwen2_vl.VideoAlignReward.load(name, folders, text)
 
 
 def _random_builder(name: str, _: RewardOptions) -> Reward:
@@ -134,7 +162,8 @@ def _random_builder(name: str, _: RewardOptions) -> Reward:
 
 REWARDS: dict[str, RewardBuilder | str] = {
     **WEIGHTED_REWARDS, **{name: _preference_builder(name) for name in PREFERENCE_REWARDS}, **JUDGE_REWARDS,
-    **PART_REWARDS, **{name: partial(_random_builder, name) for name in RANDOM_REWARDS},
+    **PART_REWARDS, **{name: partial(_pretrained_builder, name) for name in PRETRAINED_REWARDS},
+    **{name: partial(_random_builder, name) for name in (*RANDOM_REWARDS, *EARLIER_RANDOM_REWARDS)},
 }  # fmt: skip
 """All rewards of the package and those that were registered. Strings are ``module:function``."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
@@ -16,9 +17,10 @@ from flowportrait.rl.rollout import Trajectory
 
 # --- Allocation to denoising steps and regions ---
 #
-# A reward may count more at high or at low noise (after OTCA, 2604.19234: the composition of a clip is decided early,
-# its texture late), and only in the latent region that it measures (after ViPO, 2511.18719). States that several
-# samples share up to a fork get the mean of these samples' advantages, normalised per place (BranchGRPO, 2509.06040).
+# A reward may count more at high or at low noise, since the composition of a clip is decided early and its texture late
+# (after the abstract of OTCA, 2604.19234), and only in the latent region that it measures (after the abstract of ViPO,
+# 2511.18719). States that several samples share up to a fork get the mean of these samples' advantages, normalised per
+# place (BranchGRPO, 2509.06040).
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,11 @@ class Allocation:
     high noise, −1 at low noise, 0 equally. Rewards without an entry have 0."""
     regions: dict[str, str] = field(default_factory=dict)
     """Reward → the latent region in which it counts. Rewards without an entry count in all regions."""
+    node_std: Literal["leaves", "nodes"] = "leaves"
+    """What the std of a depth of a tree is taken over: the samples, each with its node's mean, or the nodes, each
+    once."""
+
+    values_before = (("node_std", "leaves"),)
 
     def __post_init__(self) -> None:
         for name, slope in self.steps.items():
@@ -74,7 +81,7 @@ def allocate_advantage(
         counts_in = torch.tensor([allocation.regions.get(reward, name) == name for name in names])
         value += (part[:, :, None] * weight)[..., None] * counts_in
     if forks:
-        value = _per_node(value, trajectory)
+        value = _per_node(value, trajectory, allocation.node_std)
     masks = torch.stack([regions[name] for name in names]) if allocation.regions else None
     return Advantage(value.clamp(-limit, limit), masks, _valid(credit, allocation, names), equal_regions)
 
@@ -113,18 +120,25 @@ def select_best_and_worst(
     return torch.cat(selected).sort().values
 
 
-def _per_node(value: torch.Tensor, trajectory: Trajectory) -> torch.Tensor:
+def _per_node(value: torch.Tensor, trajectory: Trajectory, over: Literal["leaves", "nodes"]) -> torch.Tensor:
     """Return the advantages ``[B, N, R, P]`` of the tree nodes that samples pass, from those of the samples.
 
     They are the means over the samples of a node, normalised inside groups at every chunk and step.
     """
     result = torch.zeros_like(value)
+    source, group = trajectory.noise_source_id, trajectory.group
     for region in range(value.shape[-1]):
-        node = node_means(value[..., region], trajectory.noise_source_id, trajectory.group)
-        for group_id in trajectory.group.unique():
-            rows = trajectory.group == group_id
+        node = node_means(value[..., region], source, group)
+        for group_id in group.unique():
+            rows = group == group_id
             deviation = node[rows] - node[rows].mean(0)
             std = deviation.std(0)
+            if over == "nodes":
+                share = 1 / (source[rows][:, None] == source[rows][None]).sum(1)  # of a node in each of its samples
+                count = share.sum(0)
+                mean = (share * node[rows]).sum(0) / count
+                deviation = node[rows] - mean
+                std = ((share * deviation.square()).sum(0) / (count - 1).clamp_min(1)).sqrt()
             result[rows, ..., region] = torch.where(std > ZERO_SPREAD, deviation / std.clamp_min(ZERO_SPREAD), 0)
     return result
 

@@ -19,7 +19,7 @@ from flowportrait.config import at_least, merge, replace_settings, upgrade_keys
 from flowportrait.errors import BadInput
 from flowportrait.flow.kernels import KERNELS
 from flowportrait.flow.noise import NOISE_KEY_VERSION
-from flowportrait.rewards.random import RANDOM_REWARDS
+from flowportrait.rewards.random import CHANCE, RANDOM_REWARDS
 from flowportrait.rewards.registry import RewardWeights
 from flowportrait.rl.allocation import Allocation
 from flowportrait.rl.credit import CreditConfig
@@ -150,11 +150,12 @@ class PostTrainConfig:
         """
         weights: dict[str, float] = {}
         for reward, weight in self.rewards.by_name().items():
-            name = f"random_{self.allocation.regions.get(reward)}"
-            name = name if name in RANDOM_REWARDS else RANDOM_REWARDS[0]
+            name = f"{CHANCE}_{self.allocation.regions.get(reward)}"
+            name = name if name in RANDOM_REWARDS else CHANCE
             weights[name] = weights.get(name, 0.0) + weight
-        regions = {name: name.removeprefix("random_") for name in weights if name != RANDOM_REWARDS[0]}
-        return replace(self, rewards=RewardWeights.only(weights), allocation=Allocation(regions=regions))
+        regions = {name: name.removeprefix(f"{CHANCE}_") for name in weights if name != CHANCE}
+        allocation = replace(self.allocation, steps={}, regions=regions)
+        return replace(self, rewards=RewardWeights.only(weights), allocation=allocation)
 
     @classmethod
     def from_json(cls, path: Path) -> PostTrainConfig:

@@ -6,8 +6,12 @@ them. A healthy run has no findings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
+
+from flowportrait.rewards.random import is_random_reward
 
 MetricsRecord = Mapping[str, float]
 
@@ -20,6 +24,18 @@ TOLERANCE = 0.1
 REAL_SYNC = 0.1
 """Approximate lip-sync score of real motion in the held-out evaluation. The tolerance is relative to at least this
 much, since a start near zero has no scale of its own."""
+
+
+MIN_GAIN = 0.2
+"""Increase of a reward, in its spread inside groups, that counts as a gain."""
+MIN_ITERATIONS = 15
+"""Fewest scored iterations in which a reward's increase is told from its scatter."""
+CLEAR_ERRORS = 3
+"""Standard errors by which a reward must rise, since several rewards are examined after every iteration."""
+SPEECH_AND_PORTRAIT = frozenset({"mel", "audio", "transcript", "portrait", "reference"})
+"""Needs of rewards that read what the video should show: the speech, its text, the photo, or the real clip."""
+HELD_OUT_DIRECTIONS = {"sync": 1, "expression": 1, "trembling": -1, "silent_lip": -1}
+"""Held-out measures of which one direction is better: 1 for higher, −1 for lower."""
 
 
 class RunFinding(NamedTuple):
@@ -48,19 +64,31 @@ def current_metrics(record: MetricsRecord) -> dict[str, float]:
 Rule = Callable[[Sequence[MetricsRecord], Mapping[str, Any]], RunFinding | None]
 
 
-def diagnose_run(records: Sequence[MetricsRecord], recipe: Mapping[str, Any]) -> list[RunFinding]:
+def diagnose_run(
+    records: Sequence[MetricsRecord],
+    recipe: Mapping[str, Any],
+    needs: Mapping[str, Iterable[str]] | None = None,
+    control: Sequence[MetricsRecord] | None = None,
+) -> list[RunFinding]:
     """Return the problems found in a run, most severe first.
 
     Args:
         records: the lines of ``metrics.jsonl``.
         recipe: the settings as in ``recipe.json``.
+        needs: what each reward reads, as ``needs`` in ``run.json``. Without it ``blind_gain`` is not examined.
+        control: the lines of ``metrics.jsonl`` of the random-reward control. Without it ``no_better_than_chance`` is
+            not examined.
     """
     records = [current_metrics(record) for record in records]
     trained = [record for record in records if "grad_norm" in record]
     results = (rule(trained, recipe) for rule in RULES) if trained else ()
     findings = [finding for finding in results if finding]
-    hacking = reward_hacking(records, recipe)
-    return findings + ([hacking] if hacking else [])
+    about_gain = (
+        reward_hacking(records, recipe),
+        blind_gain(records, needs or {}),
+        no_better_than_chance(records, [current_metrics(record) for record in control or ()]),
+    )
+    return findings + [finding for finding in about_gain if finding]
 
 
 def ratio_mismatch(records: Sequence[MetricsRecord], recipe: Mapping[str, Any]) -> RunFinding | None:
@@ -201,7 +229,7 @@ def reward_hacking(records: Sequence[MetricsRecord], recipe: Mapping[str, Any]) 
         return None
     first, last = evaluations[0]["evaluation/sync"], _mean(evaluations[-2:], "evaluation/sync")
     gain = _gain(scored)
-    if fell_beyond_tolerance(first, last) and gain > 0.2:
+    if fell_beyond_tolerance(first, last) and gain > MIN_GAIN:
         return RunFinding(
             "hacking",
             f"the rewards rose by {gain:.1f} group spreads while the held-out evaluation fell from {first:.3f} to "
@@ -210,6 +238,78 @@ def reward_hacking(records: Sequence[MetricsRecord], recipe: Mapping[str, Any]) 
             "kl_weight or lower this reward's weight.",
         )
     return None
+
+
+def blind_gain(records: Sequence[MetricsRecord], needs: Mapping[str, Iterable[str]]) -> RunFinding | None:
+    """Report rewards that rise while none of those rises that read the speech or the portrait.
+
+    A reward that reads neither can be raised by a video that ignores both, up to noise (UniRL issue 418: the mean
+    reward rose from 0.13 to 0.41 while the reward that read the prompt fell).
+
+    Args:
+        records: the lines of ``metrics.jsonl``, with today's names.
+        needs: what each reward reads.
+    """
+    scored = [record for record in records if any(key.startswith("reward/") for key in record)]
+    if len(scored) < MIN_ITERATIONS:
+        return None
+    names = [name for name in needs if f"reward/{name}" in scored[-1] and not is_random_reward(name)]
+    anchored = [name for name in names if SPEECH_AND_PORTRAIT.intersection(needs[name])]
+    blind = [name for name in names if name not in anchored]
+    gains = {name: _reward_gain(scored, name) for name in names}
+    rising = [name for name in names if _rises(scored, name)]
+    if not rising or any(name in anchored for name in rising):
+        return None
+    listed = ", ".join(f"{name} {gains[name]:+.1f}" for name in blind if name in rising)
+    others = ", ".join(f"{name} {gains[name]:+.1f}" for name in anchored)
+    return RunFinding(
+        "the gain is blind",
+        f"only rewards that read neither the speech nor the portrait rose, in group spreads: {listed}; "
+        + (f"of those that read them none rose: {others}" if others else "no reward of this run reads them"),
+        "a video that ignores both could earn this: watch the samples, and raise the weight of rewards that read the "
+        "speech (sync, silent_lip) or the portrait (identity).",
+    )
+
+
+def no_better_than_chance(records: Sequence[MetricsRecord], control: Sequence[MetricsRecord]) -> RunFinding | None:
+    """Report a held-out evaluation that improves no more than that of the same run with random rewards.
+
+    For every measure with a better direction, the gain of the run (last two evaluations against the first) is compared
+    with the gains that the control had at any of its evaluations. The finding means that no measure is above all of
+    them.
+
+    Args:
+        records: the lines of ``metrics.jsonl``, with today's names.
+        control: those of the random-reward control.
+    """
+    gains: dict[str, tuple[float, float]] = {}
+    for name, direction in HELD_OUT_DIRECTIONS.items():
+        own, random = ([direction * r[f"evaluation/{name}"] for r in run if f"evaluation/{name}" in r]
+                       for run in (records, control))  # fmt: skip
+        if min(len(own), len(random)) >= 3:
+            gains[name] = (float(np.mean(own[-2:])) - own[0], max(value - random[0] for value in random[1:]))
+    if not gains or any(gain > max(chance, 0.0) for gain, chance in gains.values()):
+        return None
+    compared = ", ".join(
+        f"{name} {HELD_OUT_DIRECTIONS[name] * gain:+.3f} (control up to {HELD_OUT_DIRECTIONS[name] * chance:+.3f})"
+        for name, (gain, chance) in gains.items()
+    )
+    return RunFinding(
+        "no better than chance",
+        f"on held-out prompts nothing improved beyond the random-reward control: {compared}",
+        "what changed is the drift of the method: train longer, give rewards more weight than kl_weight, or compare "
+        "on more prompts with 'flowportrait evaluate --checkpoint RUN --against chance'.",
+    )
+
+
+def _rises(records: Sequence[MetricsRecord], name: str) -> bool:
+    """Return whether a reward rose by more than ``MIN_GAIN`` and clearly beyond the scatter of its iterations."""
+    part = max(1, min(RECENT_ITERATIONS, len(records) // 3))
+    values = [[r[f"reward/{name}"] for r in run if f"reward/{name}" in r] for run in (records[:part], records[-part:])]
+    if min(map(len, values)) < 2 or _reward_gain(records, name) <= MIN_GAIN:
+        return False
+    error = np.sqrt(sum(np.var(side, ddof=1) / len(side) for side in values))
+    return bool(np.mean(values[1]) - np.mean(values[0]) > CLEAR_ERRORS * error)
 
 
 def fell_beyond_tolerance(first: float, last: float) -> bool:
@@ -235,10 +335,14 @@ def _mean(records: Sequence[MetricsRecord], key: str) -> float:
 
 def _gain(records: Sequence[MetricsRecord]) -> float:
     """Return the mean increase of the rewards from the first to the last iterations, in spreads inside groups."""
-    part = max(1, min(RECENT_ITERATIONS, len(records) // 3))
-    gains = []
-    for key in (key for key in records[-1] if key.startswith("reward/")):
-        spread = _mean(records, f"spread/{key.removeprefix('reward/')}")
-        if spread > 0:
-            gains.append((_mean(records[-part:], key) - _mean(records[:part], key)) / spread)
+    names = [key.removeprefix("reward/") for key in records[-1] if key.startswith("reward/")]
+    gains = [_reward_gain(records, name) for name in names if _mean(records, f"spread/{name}") > 0]
     return sum(gains) / len(gains) if gains else 0.0
+
+
+def _reward_gain(records: Sequence[MetricsRecord], name: str) -> float:
+    """Return the increase of a reward from the first to the last iterations, in its spread inside groups."""
+    part = max(1, min(RECENT_ITERATIONS, len(records) // 3))
+    spread = _mean(records, f"spread/{name}")
+    rise = _mean(records[-part:], f"reward/{name}") - _mean(records[:part], f"reward/{name}")
+    return rise / spread if spread > 0 else 0.0

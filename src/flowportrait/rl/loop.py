@@ -307,7 +307,8 @@ class TrainingLoop:
                 self.record(record)
                 failure = self.events.after_iteration(record)
                 if self.main:
-                    findings = diagnose_run(self.records, to_dict(recipe))
+                    needs = {reward.name: reward.needs for reward in trainer.rewards.rewards}
+                    findings = diagnose_run(self.records, to_dict(recipe), needs)
                     live.update(status_table(record, recipe.iterations, self.seconds_left(), findings))
                 for callback in self.callbacks:
                     callback.on_step_end(record)

@@ -23,7 +23,7 @@ from flowportrait.rl.collection import ScoredRollouts
 from flowportrait.rl.credit import BatchCredit
 from flowportrait.rl.objectives.interface import Advantage
 from flowportrait.rl.plan import OdePlan, Plan, Policy
-from flowportrait.rl.rollout import Trajectory, add_step_axis, join_trajectories, step_coefficients
+from flowportrait.rl.rollout import Trajectory, add_step_axis, join_trajectories, rollout, step_coefficients
 from flowportrait.rl.stages import IterationRollouts, Metrics, RoleView, Stage
 
 # --- Real clips in groups ---
@@ -41,7 +41,7 @@ class Exemplars(Stage):
     bias.
     """
 
-    inversion: Inversion = "straight"
+    inversion: Inversion = "two_step"
     """How the states on the path to a real clip are computed."""
     baseline: Literal["rollouts", "all"] = "rollouts"
     """What a group is normalised by: the policy's samples alone, or also the real clip. In both cases the real clip
@@ -129,7 +129,7 @@ def invert_real_clips(
     sigmas, record = plan.sigmas.to(latents.device), plan.record[group]
     context = policy.contexts(condition, latents)
     velocity = partial(policy.velocity, context=context)
-    if how == "straight":
+    if how == "straight" or not record.shape[1]:  # no state of the path is used
         noise = [[key.normal(size, "real", int(i), chunk) for chunk in range(chunks)] for i in sample]
         states = inversion.straight_path_states(
             latents, torch.stack([torch.stack(row) for row in noise]).to(latents), sigmas
@@ -177,9 +177,48 @@ class HistoryRouting(Stage):
     """Number of last chunks that are left unchanged."""
     chunks: int = 5
     """Consecutive chunks with a changed history, beginning at one that is drawn per iteration."""
+    anchor: bool = False
+    """Whether a group has one more sample, which does not explore and with which the others are compared in place of
+    their mean: A = Σ w·(r − r_anchor) / std, the std with the anchor among the samples. It is not trained on."""
+    anchor_limit: float = 2.5
+    """Largest magnitude of an advantage over the anchor."""
+
+    values_before = (("anchor", False),)
 
     def __post_init__(self) -> None:
-        at_least(self, keep=1, chunks=1)
+        at_least(self, keep=1, chunks=1, anchor_limit=0)
+
+    def augment_rollout(
+        self, trajectory: Trajectory, groups: torch.Tensor, plan: Plan, rollouts: IterationRollouts
+    ) -> Trajectory:
+        """Return the rollout with the anchor of every group, from the noise that the group shares."""
+        if not self.anchor:
+            return trajectory
+        policy, prompts = rollouts.policy, rollouts.prompts.select(groups)
+        anchors = rollout(
+            policy, rollouts.task.condition(policy, prompts), groups, rollouts.sample_count + groups, plan,
+            rollouts.kernel, rollouts.noise_key, same_start=True,
+        )  # fmt: skip
+        return join_trajectories([trajectory, anchors])
+
+    def adjust_advantage(
+        self, advantage: Advantage, trajectory: Trajectory, credit: BatchCredit
+    ) -> tuple[Advantage, Metrics]:
+        """Return the advantages over the anchor; the anchor itself has none, and no sample has one without it.
+
+        The metric ``anchor/better`` is the share of the explored samples with a positive advantage.
+        """
+        if not self.anchor:
+            return advantage, {}
+        group, sample = trajectory.group, trajectory.sample
+        same = group[:, None] == group
+        anchor = torch.where(same, sample, -1).argmax(1)  # the last sample of the same group
+        explored = anchor != torch.arange(len(group))
+        value = (advantage.value - advantage.value[anchor]).clamp(-self.anchor_limit, self.anchor_limit)
+        valid = advantage.is_judged if advantage.valid is None else advantage.valid.flatten(1).all(1)
+        valid = (valid & valid[anchor] & explored)[:, None, None, None]
+        better = (value.flatten(1).mean(1)[explored] > 0).float().mean()
+        return replace(advantage, value=value, valid=valid), {"anchor/better": float(better)}
 
     def start_session(
         self, policy: ARFlow, condition: SpeechCondition, sample: torch.Tensor, key: NoiseKey

@@ -112,12 +112,28 @@ class Plan:
         stochastic: ``[G, N, K]`` bool, whether a step of a group and chunk is stochastic. The last step never is.
         record: ``[G, R]``, ascending indices of the steps that are recorded for training.
         forks: where the samples of a group get noise of their own, in order of time; empty if from the start.
+        group_forks: the same for every group, if groups have forks of their own; else empty.
+        second_order: whether steps after the recorded ones are second-order multistep (Adams–Bashforth) ODE steps.
     """
 
     sigmas: torch.Tensor
     stochastic: torch.Tensor
     record: torch.Tensor
     forks: tuple[Fork, ...] = ()
+    group_forks: tuple[tuple[Fork, ...], ...] = ()
+    second_order: bool = False
+
+    def noise_sources(self, sample: torch.Tensor, group: torch.Tensor, group_size: int) -> torch.Tensor:
+        """Return the ids ``[B, N, K+1]`` of the noise sources of samples; see ``noise_source_ids``."""
+        chunks, steps = self.stochastic.shape[1:]
+        if not self.group_forks:
+            return noise_source_ids(sample, group, group_size, self.forks, chunks, steps)
+        table = torch.empty(len(sample), chunks, steps + 1, dtype=torch.long)
+        for one in group.unique():
+            rows = group == one
+            forks = self.group_forks[int(one)]
+            table[rows] = noise_source_ids(sample[rows], group[rows], group_size, forks, chunks, steps)
+        return table
 
     def __post_init__(self) -> None:
         assert not self.stochastic[..., -1].any(), "the last step is never stochastic"
@@ -177,6 +193,10 @@ class SlidingWindow:
     """Iterations until the window moves on."""
     order: Literal["progressive", "random"] = "progressive"
     """Whether the window moves from noise to sample, or to a random place."""
+    second_order: bool = False
+    """Whether steps after the window are second-order multistep steps of the ODE (after MixGRPO-Flash)."""
+
+    values_before = (("second_order", False),)
 
     def __post_init__(self) -> None:
         at_least(self, steps=2, shift=1e-3, width=1, dwell=1)
@@ -189,7 +209,8 @@ class SlidingWindow:
         window = torch.arange(first, first + width)
         stochastic = torch.zeros(groups, chunks, self.steps, dtype=torch.bool)
         stochastic[..., window] = True
-        return Plan(noise_schedule(self.steps, self.shift), stochastic, window.expand(groups, -1))
+        sigmas = noise_schedule(self.steps, self.shift)
+        return Plan(sigmas, stochastic, window.expand(groups, -1), second_order=self.second_order)
 
 
 @dataclass(frozen=True)
@@ -260,14 +281,24 @@ class Branching:
     noise, so that the effect of a fork comes from the fork alone (TempFlow-GRPO)."""
     first_steps: int = 4
     """Forks are among this many first steps, since late ones hardly change the reward."""
+    per_group: bool = False
+    """Whether every group has a fork of its own, so that an iteration tries as many forks as it has groups."""
 
     earlier_keys = (("among", "first_steps"),)
+    values_before = (("per_group", False),)
 
     def __post_init__(self) -> None:
         at_least(self, steps=2, shift=1e-3, forks=1, first_steps=1)
+        if self.per_group and (self.forks > 1 or self.elsewhere == "sde"):
+            raise BadInput(
+                "plan.per_group=true gives every group one fork on a path without other noise: set plan.forks=1 and "
+                "plan.elsewhere=ode, or plan.per_group=false."
+            )
 
     def __call__(self, seed: int, iteration: int, groups: int, chunks: int) -> Plan:
         first = min(self.first_steps, self.steps - 1)
+        if self.per_group:
+            return self._plan_of_groups(seed, iteration, groups, chunks, first)
         positions = sorted(_draw(chunks * first, min(self.forks, chunks * first), seed, iteration, 1))
         forks = tuple(Fork(position // first, position % first) for position in positions)
         stochastic = torch.zeros(groups, chunks, self.steps, dtype=torch.bool)
@@ -277,6 +308,16 @@ class Branching:
             stochastic[:, fork.chunk, fork.step] = True
         record = torch.tensor(range(self.steps - 1) if self.elsewhere == "sde" else sorted({f.step for f in forks}))
         return Plan(noise_schedule(self.steps, self.shift), stochastic, record.expand(groups, -1), forks)
+
+    def _plan_of_groups(self, seed: int, iteration: int, groups: int, chunks: int, first: int) -> Plan:
+        drawn = [_draw(chunks * first, 1, seed, iteration, 1, group)[0] for group in range(groups)]
+        forks = tuple(Fork(position // first, position % first) for position in drawn)
+        stochastic = torch.zeros(groups, chunks, self.steps, dtype=torch.bool)
+        for group, fork in enumerate(forks):
+            stochastic[group, fork.chunk, fork.step] = True
+        record = torch.tensor([[fork.step] for fork in forks])
+        sigmas = noise_schedule(self.steps, self.shift)
+        return Plan(sigmas, stochastic, record, forks, tuple((fork,) for fork in forks))
 
 
 def _draw(choices: int, count: int, *key: int) -> list[int]:

@@ -131,6 +131,7 @@ class PostTrainer:
         self.pairs = [Path(path) for path in pairs]
         self.exemplars = None if exemplars is None else Path(exemplars)
         self.report_to = report_to
+        self.policy_arguments, self.bf16 = policy_arguments, bf16
         self.adapter.check(self.config, TrainingData(() if train_prompts else None, self.pairs, self.exemplars))
 
     def train(self, resume: bool = False) -> Path:
@@ -200,7 +201,11 @@ class PostTrainer:
 
         def describe() -> dict[str, Any]:
             start = self.adapter.start(policy, config)
-            return describe_run(start, train_prompts or (), config.seed, files, rewards=dict(rewards.weights))
+            needs = {reward.name: sorted(reward.needs) for reward in rewards.rewards}
+            weights = dict(rewards.weights)
+            return describe_run(
+                start, train_prompts or (), config.seed, files, rewards=weights, needs=needs, inputs=self._inputs()
+            )
 
         description = run_on_main(accelerator, describe)
         trainer = Trainer(policy, task, config, rewards, accelerator)
@@ -245,6 +250,19 @@ class PostTrainer:
             ]
             head = f"| on held-out prompts | start | iteration {last['iteration']:.0f} |\n|---|---|---|\n"
             set_card_section(folder, "Figures", head + "\n".join(rows))
+
+    def _inputs(self) -> dict[str, Any]:
+        """Return what was given as paths and names, for ``rl.control``, which repeats it; other objects are None."""
+
+        def path(value: Any) -> str | None:
+            return str(value) if isinstance(value, (str, Path)) else None
+
+        arguments = self.policy_arguments
+        pairs = [f"{key}={value}" for key, value in arguments.items()] if isinstance(arguments, Mapping) else arguments
+        return {
+            "prompts": path(self.train_prompts), "held_out": path(self.eval_prompts), "exemplars": path(self.exemplars),
+            "pairs": [str(pair) for pair in self.pairs], "policy_set": list(pairs), "bf16": self.bf16,
+        }  # fmt: skip
 
     def _read(self, prompts: PromptsLike | None) -> Sequence[Any] | None:
         return self.adapter.read_prompts(Path(prompts)) if isinstance(prompts, (str, Path)) else prompts

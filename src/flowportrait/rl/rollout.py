@@ -18,7 +18,7 @@ from torch import nn
 
 from flowportrait.flow.kernels import Kernel, StepCoefficients, ode_kernel
 from flowportrait.flow.noise import NoiseKey, NoiseUse
-from flowportrait.rl.plan import Plan, Policy, PolicySession, as_module, initial_state, noise_source_ids
+from flowportrait.rl.plan import Plan, Policy, PolicySession, as_module, initial_state
 
 # --- Nested tuples of tensors ---
 #
@@ -197,7 +197,7 @@ def rollout(
     """
     size, steps, chunks = policy.latent_dim, len(plan.sigmas) - 1, condition.chunks
     session = session or policy.session(condition)
-    source = noise_source_ids(sample, group, group_size, plan.forks, chunks, steps)
+    source = plan.noise_sources(sample, group, group_size)
     noisy = plan.stochastic[group]
     record = plan.record[group]
     recorded_steps = sorted(set(record.flatten().tolist()))
@@ -211,6 +211,7 @@ def rollout(
         starts = group if same_start else source[:, chunk, 0]
         x = initial_state(policy, _noise(size, key, "start", starts, chunk).to(device))
         transitions = []
+        previous: torch.Tensor | None = None
         for k in range(steps):
             step = StepCoefficients(*(part[:, chunk, k] for part in stepping))
             velocity = policy.velocity(x, plan.sigmas[k].to(device), context).float()
@@ -218,7 +219,12 @@ def rollout(
             rows = noisy[:, chunk, k]
             if rows.any():
                 eps[rows] = _noise(size, key, "step", source[rows, chunk, k + 1], chunk, k).to(device)
-            x_next = step.mean(x, velocity) + step.s * eps
+            slope = velocity
+            if plan.second_order and k > max(recorded_steps, default=-1) and previous is not None:
+                ratio = (plan.sigmas[k + 1] - plan.sigmas[k]) / (plan.sigmas[k] - plan.sigmas[k - 1])
+                slope = velocity + ratio.to(device) / 2 * (velocity - previous)
+            previous = velocity
+            x_next = step.mean(x, slope) + step.s * eps
             if k in recorded_steps:
                 transitions.append((x, x_next, eps))
             x = x_next

@@ -235,6 +235,18 @@ async function resume(token) {
   await go(first);
 }
 
+/* The text to agree to, as paragraphs; nobody begins without agreeing. */
+function showConsent(sections, preview) {
+  for (const { heading, paragraphs } of sections) {
+    for (const [kind, text] of [["h2", heading], ...paragraphs.map((one) => ["p", one])]) {
+      if (text) $("consent").appendChild(Object.assign(document.createElement(kind), { textContent: text }));
+    }
+  }
+  $("preview").hidden = !preview;
+}
+const agreed = () => { $("begin").disabled = !$("agree").checked; };
+$("agree").addEventListener("change", agreed);
+
 $("begin").addEventListener("click", async () => {
   try {
     const { token } = await call("POST", "/api/participants");
@@ -250,6 +262,8 @@ $("begin").addEventListener("click", async () => {
     const study = await call("GET", "/api/study");
     document.title = $("title").textContent = study.title;
     $("screens").textContent = study.screens;
+    showConsent(study.consent, study.preview);
+    agreed(); // a browser may restore the tick of an earlier visit
     if (token) await resume(token); else show("intro");
   } catch (error) { lost(error); }
 })();

@@ -47,9 +47,12 @@ class ClippedRatio:
     its divergence ½k²Δv² exceeds ``divergence``, at any ratio."""
     divergence: float = 0.02
     """The limit of ``trust=divergence``."""
-    step_weight: Literal["even", "rectified", "noise"] = "even"
+    step_weight: Literal["even", "rectified", "level", "noise"] = "even"
     """``rectified``: w = s/|b|, which removes the gradient scale of the step (Flash-GRPO, LongCat-Video), or 1/|b| with
-    ``form=guard``. ``noise``: w = s, a larger weight for steps that explore more (TempFlow-GRPO)."""
+    ``form=guard``. ``level``: w = √(σ / (|dt|·(1 − σ))), at most ``weight_limit`` (LongCat-Video), which is 1.5·s/|b|
+    of its kernel without a cap on s. ``noise``: w = s, a larger weight for steps that explore more (TempFlow-GRPO)."""
+    weight_limit: float = 6.0
+    """Largest weight of ``step_weight=level``, which has no bound at σ = 1."""
     kl_weight: float = 0.02
     """Weight of the KL divergence from the reference."""
     kl_space: Literal["v", "x", "exact"] = "exact"
@@ -60,7 +63,7 @@ class ClippedRatio:
     whole_groups = False
 
     def __post_init__(self) -> None:
-        at_least(self, clip_low=0, clip_high=0, divergence=0, kl_weight=0, truncation=1)
+        at_least(self, clip_low=0, clip_high=0, divergence=0, weight_limit=0, kl_weight=0, truncation=1)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -110,9 +113,14 @@ class ClippedRatio:
     def _step_weights(self, trajectory: Trajectory) -> torch.Tensor:
         if self.step_weight == "even":
             return torch.ones(())
-        _, b, s = trajectory.coefficients
+        a, b, s = trajectory.coefficients
         if self.step_weight == "noise":
             return s
+        if self.step_weight == "level":
+            # dt from b = dt + (a − 1)(1 − σ), which holds for every SDE kernel.
+            sigma = trajectory.sigma[..., None]
+            squared = sigma / ((1 - sigma) * (b - (a - 1) * (1 - sigma)).abs())
+            return squared.sqrt().clamp_max(self.weight_limit)
         return (1 if self.form == "guard" else s) / b.abs()
 
     def _kl(self, trajectory: Trajectory, difference: torch.Tensor) -> torch.Tensor:
@@ -197,25 +205,40 @@ class SequenceRatio:
         return Loss(total, metrics)
 
 
+_HUBER_OFFSET = 1e-10
+"""The authors' offset δ, at which the slope of the generalised Huber function is finite."""
+
+
 @dataclass(frozen=True)
 class AWM:
     """Advantage-weighted matching (2509.25050), which uses the matching loss of samples as their log-probability.
 
-    ℓ = −w(σ)·mean ‖v − (ε − x₀)‖²,      L = −mean min( ρ·A, clip(ρ)·A ),   ρ = exp(ℓ − ℓ_old)
+        e = mean ‖v − (ε − x₀)‖²,   ℓ = −w(σ)·e   (``ghuber``: −σ·((e + δ)ᵖ − δᵖ) / p, δ = 1e-10),   ρ = exp(ℓ − ℓ_old)
+        L = −mean min( ρ·A', clip(ρ)·A' ) + kl_weight·‖v − v_ref‖² + average_weight·‖v − v_old‖²,   A' = A / span
+
+    ``old`` are the weights that sample the rollouts. With the setting ``old`` of the recipe they are a slow average of
+    the live weights, and ``average_weight`` is the pull to it, the authors' main regulariser.
     """
 
     states: int = 6
     """Noised states per chunk."""
-    weight: Literal["one", "sigma", "sigma_squared"] = "one"
-    """Weight of a noise level in the matching loss: 1, σ or σ²."""
+    weight: Literal["one", "sigma", "sigma_squared", "ghuber"] = "one"
+    """Weight of a noise level in the matching loss: 1, σ or σ²; or the generalised Huber function of it, times σ."""
+    huber_power: float = 0.25
+    """Power p of ``weight=ghuber``."""
     clip: float = 0.2
     """Bounds of the ratio: 1 ± clip."""
+    span: float = 1.0
+    """Number that advantages are divided by; the authors' is 5, at which they are clipped (``credit.limit``)."""
     kl_weight: float = 0.02
     """Weight of ‖v − v_ref‖²."""
+    average_weight: float = 0.0
+    """Weight of ‖v − v_old‖²."""
     whole_groups = False
+    values_before = (("span", 1.0), ("average_weight", 0.0))
 
     def __post_init__(self) -> None:
-        at_least(self, states=1, clip=0, kl_weight=0)
+        at_least(self, states=1, huber_power=1e-3, clip=0, span=1e-3, kl_weight=0, average_weight=0)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -227,9 +250,16 @@ class AWM:
     def __call__(self, inputs: LossInputs) -> Loss:
         points, advantage, old = inputs.points, inputs.advantage, inputs.others["old"]
         assert points.target is not None, "forward-process points have a target"
-        gain = (old - points.target).square() - (inputs.live - points.target).square()
-        ratio = (self._level_weights(points.sigma)[..., None] * advantage.reduce(gain, "mean")).exp()
-        signed = advantage.value.expand_as(ratio)
+        if self.weight == "ghuber":
+            before, now = (
+                self._generalised_huber(advantage.reduce((velocity - points.target).square(), "mean"))
+                for velocity in (old, inputs.live)
+            )
+            ratio = (points.sigma[..., None] * (before - now)).exp()
+        else:
+            gain = (old - points.target).square() - (inputs.live - points.target).square()
+            ratio = (self._level_weights(points.sigma)[..., None] * advantage.reduce(gain, "mean")).exp()
+        signed = (advantage.value / self.span).expand_as(ratio)
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         policy = -advantage.average(torch.minimum(ratio * signed, clipped * signed))
         ratios = ratio.detach()
@@ -244,7 +274,15 @@ class AWM:
             kl = advantage.average_elements((inputs.live - inputs.others["ref"]).square())
             total = total + self.kl_weight * kl
             metrics |= {"kl": float(kl.detach()), "kl/has_gradient": float(kl.requires_grad)}
+        if self.average_weight > 0:
+            pull = advantage.average_elements((inputs.live - old).square())
+            total = total + self.average_weight * pull
+            metrics["average"] = float(pull.detach())
         return Loss(total, metrics)
+
+    def _generalised_huber(self, error: torch.Tensor) -> torch.Tensor:
+        power = self.huber_power
+        return ((error + _HUBER_OFFSET).pow(power) - _HUBER_OFFSET**power) / power
 
     def _level_weights(self, sigma: torch.Tensor) -> torch.Tensor:
         return {"one": torch.ones_like(sigma), "sigma": sigma, "sigma_squared": sigma.square()}[self.weight]
@@ -259,13 +297,19 @@ class KVPO:
     """KVPO (2605.14278), which makes branches with a high score likelier among the branches of their group.
 
         u = (x' − x) / (σ' − σ)            velocity of a branch, from shared noise along the ODE
-        E = mean over steps ‖v(x, σ | true history) − u‖²
-        π(branch) = softmax over the group of −E/τ,   L = −mean min( ρ·A, clip(ρ)·A ) + β·KL(π_ref ‖ π)
+        E = ½ Σ over steps of mean |x̂₀(v) − x̂₀(u)|² = ½ Σ σ²·mean |v(x, σ | true history) − u|²,    x̂₀(v) = x − σ·v
+        π(branch) = softmax over the group of −E/τ,   L = −mean min( ρ·A, clip(ρ)·A ) + β·KL(π ‖ π_ref)
 
     Branches differ by the history that their rollouts use (``exploration``). The replay uses the true history, so that
     learning moves the velocity given the true history towards the branches with high scores.
     """
 
+    energy: Literal["data", "velocity"] = "data"
+    """What E compares: predicted clean samples, summed over steps, or velocities (mean over steps of |v − u|²)."""
+    scope: Literal["clip", "chunk"] = "chunk"
+    """Whether π chooses whole branches (E summed over chunks), or one for every chunk, so that dense credit counts."""
+    kl: Literal["to_reference", "from_reference"] = "to_reference"
+    """``to_reference``: KL(π ‖ π_ref); ``from_reference``: KL(π_ref ‖ π)."""
     temperature: float = 0.05
     """Temperature τ of the softmax over the samples of a group."""
     clip_low: float = 0.1
@@ -275,6 +319,7 @@ class KVPO:
     kl_weight: float = 0.1
     """Weight of the KL divergence from the reference."""
     whole_groups = True
+    values_before = (("energy", "velocity"), ("scope", "chunk"), ("kl", "from_reference"))
 
     def __post_init__(self) -> None:
         at_least(self, temperature=1e-6, clip_low=0, clip_high=0, kl_weight=0)
@@ -293,11 +338,13 @@ class KVPO:
         )
         valid = inputs.advantage.is_judged[:, None]
         combined = inputs.advantage.combine_regions(inputs.advantage.mask_invalid(inputs.advantage.value), "mean")
-        advantage = combined.flatten(2).mean(-1).expand_as(live)
+        advantage = combined.flatten(2).mean(-1)
+        advantage = (advantage.mean(1, keepdim=True) if self.scope == "clip" else advantage).expand_as(live)
         ratio = torch.where(valid, live - old, 0).exp()
         clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
         policy = -torch.minimum(ratio * advantage, clipped * advantage).mean()
-        kl = (reference.exp() * (reference - live)).sum() / live.shape[1] / len(inputs.trajectory.group.unique())
+        first, second = (live, reference) if self.kl == "to_reference" else (reference, live)
+        kl = (first.exp() * (first - second)).sum() / live.shape[1] / len(inputs.trajectory.group.unique())
         metrics = {
             "loss/policy": float(policy.detach()),
             "ratio/mean": float(ratio.detach().mean()),
@@ -308,9 +355,14 @@ class KVPO:
         return Loss(policy + self.kl_weight * kl, metrics)
 
     def _log_policy(self, velocity: torch.Tensor, inputs: LossInputs) -> torch.Tensor:
-        """Return log π ``[B, N]`` of every branch in its group, per chunk. Branches without a score are excluded."""
+        """Return log π ``[B, N]`` of every branch in its group, per chunk, or ``[B, 1]`` of whole branches.
+
+        Branches without a score are excluded.
+        """
         assert inputs.points.target is not None, "points have the velocity of each branch as target"
-        energy = (velocity - inputs.points.target).square().mean((2, 3))
+        error = (velocity - inputs.points.target).square().mean(3)
+        energy = 0.5 * (inputs.points.sigma.square() * error).sum(2) if self.energy == "data" else error.mean(2)
+        energy = energy.sum(1, keepdim=True) if self.scope == "clip" else energy
         energy = torch.where(inputs.advantage.is_judged[:, None], energy, _EXCLUDED_ENERGY)
         group = inputs.trajectory.group
         group_ids, index = group.unique(return_inverse=True)

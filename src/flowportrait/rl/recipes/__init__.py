@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowportrait.errors import BadInput
 from flowportrait.plugins import load_plugin, plugin_names
+from flowportrait.terminal import log
 
 if TYPE_CHECKING:
     from flowportrait.rl.config import PostTrainConfig
@@ -44,19 +45,23 @@ RECIPES: dict[str, str] = {
     "flow-rwr": "matching:FLOW_RWR_CARD",
     "flow-dpo": "preference:FLOW_DPO_CARD",
     "kvpo": "grpo_variants:KVPO_CARD",
-    "otca": "grpo_variants:OTCA_CARD",
-    "vipo": "grpo_variants:VIPO_CARD",
+    "step-credit": "grpo_variants:STEP_CREDIT_CARD",
+    "region-credit": "grpo_variants:REGION_CREDIT_CARD",
     "pref-grpo": "grpo_variants:PREF_GRPO_CARD",
     "solace": "grpo_variants:SOLACE_CARD",
     "exemplar-ratio": "exemplar:EXEMPLAR_RATIO_CARD",
     "exemplar-awm": "exemplar:EXEMPLAR_AWM_CARD",
     "exemplar-dpo": "exemplar:EXEMPLAR_DPO_CARD",
+    "portraitgen": "exemplar:PORTRAITGEN_CARD",
     "sync-dpo": "preference:SYNC_DPO_CARD",
     "threshold": "preference:THRESHOLD_CARD",
     "distil": "matching:DISTIL_CARD",
     "direct": "direct:DIRECT_CARD",
 }
 """Name of every built-in recipe → its module in this folder and its card there."""
+
+EARLIER_NAMES = {"otca": "step-credit", "vipo": "region-credit"}
+"""Earlier name of a recipe → its name. A recipe has the name of a paper only if the paper's equations were read."""
 
 TEXTS = ("source", "verified", "reading")
 
@@ -90,6 +95,10 @@ def find_card(name: str) -> Card:
     """
     if name in RECIPES:
         return CARDS[name]
+    if name in EARLIER_NAMES:
+        current = CARDS[EARLIER_NAMES[name]]
+        log(f"The recipe {name} is now called {current.name}: it is {current.source}.")
+        return replace(current, recipe=replace(current.recipe, name=name))
     kind: type[Card] = importlib.import_module(f"{__name__}.card").Card
     plugin: Any = load_plugin("recipes", name, RECIPES)
     card = plugin() if callable(plugin) else plugin

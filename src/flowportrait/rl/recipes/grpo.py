@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flowportrait.rl.allocation import Allocation
 from flowportrait.rl.config import PostTrainConfig
 from flowportrait.rl.credit import CreditConfig
 from flowportrait.rl.objectives.ratio import ClippedRatio
@@ -74,7 +75,8 @@ MIX_GRPO_CARD = Card(
     recipe=PostTrainConfig(
         "mix-grpo",
         eta=0.7,
-        plan=SlidingWindow(width=2, dwell=10),
+        same_start=True,
+        plan=SlidingWindow(width=2, dwell=10, second_order=True),
         objective=ClippedRatio(kl_weight=0.0),
     ),
     source="MixGRPO, 2507.21802",
@@ -83,11 +85,14 @@ MIX_GRPO_CARD = Card(
     verified="Window, strategies and gains in the paper and the authors' code; eta and width from memory.",
     reading=(
         "Two of six steps; the window moves every ten iterations and begins again at the top, so that short runs see "
-        "all of it. Siblings start from noise of their own, where the authors' share one start (same_start=true); "
-        "outside the window runs Euler, where MixGRPO-Flash has a second-order solver after it."
+        "all of it. Siblings share one start, as the authors' do. After the window runs a second-order multistep "
+        "solver in the velocity (Adams-Bashforth), where MixGRPO-Flash has DPM-Solver++ in the clean sample and fewer "
+        "steps; before it runs Euler. With the window at the last two steps that may be noisy, one step is left to it."
     ),
     why={
         "eta": "remembered of the paper: noise in two steps must do what noise in five does",
+        "same_start": "the authors'",
+        "plan.second_order": "MixGRPO-Flash's, but for the solver",
         "plan.width": "a third of the steps; the paper's four of 25 would be one",
         "objective.kl_weight": "none that we know of in the paper",
     },
@@ -128,7 +133,7 @@ LONGCAT_GRPO_CARD = Card(
         same_start=True,
         plan=SingleStep(first_steps=3, shared=True),
         credit=CreditConfig(std="largest"),
-        objective=ClippedRatio(step_weight="rectified", kl_weight=3e-4, kl_space="v"),
+        objective=ClippedRatio(step_weight="level", kl_weight=3e-4, kl_space="v"),
     ),
     source="LongCat-Video, 2510.22200",
     equation="A = sum_k w_k (R_k - mean) / largest group std of R_k;   one early step, s <= 0.45, reweighted by 1/k",
@@ -138,11 +143,11 @@ LONGCAT_GRPO_CARD = Card(
     ),
     verified="All of it in the paper's section 3.3 and appendix A.1.",
     reading=(
-        "Steps are weighted by s/|b| of the capped s. The paper's weight sqrt(t/(|dt|(1 - t))) is 1.5 times that "
-        "while the cap of 0.45 does not bind. It binds in all three of our steps: there s/|b| is 2.7, 2.4 and 2.1, "
-        "the paper's weight unbounded (t = 1), 5.5 and 3.5, so that their proportion is not the paper's. The paper "
-        "reweights the KL too; without the cap that is 1.125 of a KL in velocity space, which we take; with it, 2.6 "
-        "and 1.4 of one at the second and third step."
+        "Steps have the paper's weight sqrt(t/(|dt|(1 - t))), at most 6: it has no bound at t = 1, and is 5.5 and 3.5 "
+        "at our second and third step. Up to a constant it is s/|b| while the cap of 0.45 on s does not bind; it binds "
+        "in all three of our steps, where s/|b| (objective.step_weight=rectified, as in version 0.1) is 2.7, 2.4 and "
+        "2.1. The paper reweights the KL too; without the cap that is 1.125 of a KL in velocity space, which we take; "
+        "with it, 2.6 and 1.4 of one at the second and third step."
     ),
     why={
         "kernel": "the paper's",
@@ -151,7 +156,7 @@ LONGCAT_GRPO_CARD = Card(
         "plan.shared": "the paper's",
         "plan.first_steps": "the first three of six; the paper has the first six of sixteen",
         "credit.std": "the paper's",
-        "objective.step_weight": "the paper's, up to a constant, where the cap does not bind: not at six steps",
+        "objective.step_weight": "the paper's, with a limit at t = 1",
         "objective.kl_weight": "the paper's",
         "objective.kl_space": "what the reweighted KL is, up to 1.125 without the cap and up to 2.6 with it",
     },
@@ -173,19 +178,22 @@ CPS_CARD = Card(
 )
 
 BRANCH_GRPO_CARD = Card(
-    recipe=PostTrainConfig("branch-grpo", plan=Branching(forks=2, elsewhere="sde"), eta=0.7),
+    recipe=PostTrainConfig(
+        "branch-grpo", plan=Branching(forks=2, elsewhere="sde"), eta=0.7, allocation=Allocation(node_std="nodes")
+    ),
     source="BranchGRPO, 2509.06040",
     equation="A[node] = (mean of its leaves - mean) / std, at every place of the tree",
     paper=("Rollouts share their past up to forks; leaf rewards flow upward as means and are normalised per depth."),
     verified="Splits, means of leaves and normalising per depth in the authors' code.",
     reading=(
-        "Forks are denoising steps of chunks, two per rollout, four branches each; no pruning. The std of a depth is "
-        "taken over its leaves, each with its node's mean (n - 1 of sixteen); the authors take it over the nodes, each "
-        "once: behind the first fork, with four nodes, our advantages are 12 % larger, behind the last they agree."
+        "Forks are denoising steps of chunks, two per rollout, four branches each. The std of a depth is taken over "
+        "its nodes, each once, as the authors' (in version 0.1 over its leaves, allocation.node_std=leaves: 12 % "
+        "larger advantages behind the first fork). Neither width nor depth is pruned: all leaves are trained on."
     ),
     why={
         "plan.forks": "sixteen leaves by two forks of four",
         "plan.elsewhere": "the method",
+        "allocation.node_std": "the authors'",
         "eta": "siblings differ from a fork on only, so it should matter",
     },
 )
@@ -193,22 +201,30 @@ BRANCH_GRPO_CARD = Card(
 TEMPFLOW_CARD = Card(
     recipe=PostTrainConfig(
         "tempflow",
-        plan=Branching(forks=1, elsewhere="ode"),
+        plan=Branching(forks=1, elsewhere="ode", per_group=True),
         eta=0.7,
         objective=ClippedRatio(step_weight="noise"),
     ),
     source="TempFlow-GRPO, 2508.04324",
     equation="the ODE everywhere but at one fork, which is credited with the difference that it made; weight s",
     paper=("One stochastic branch on a deterministic path, credit to that step, weights proportional to its noise."),
-    verified="At second hand: no code was to be had.",
+    verified=(
+        "The authors' code (Shredded-Pork/TempFlow-GRPO, e66824e, scripts/train_sd3_pr.py and the sampler with one "
+        "noisy step): branching, advantages per prompt and step, the weight 2.25 s. The paper's text was not read."
+    ),
     reading=(
-        "The fork is a step of one chunk: later chunks share their initial noise, so that the difference is the fork's "
-        "own. The paper credits it with the difference of the whole sample's reward; here a reward that knows when it "
-        "was earned (lip sync) pays 70 % (credit.dense) for the fork's own chunk and the rest for the whole clip. "
+        "The authors fork one ODE path at each of its steps, six branches a step, and compare the branches of a prompt "
+        "that fork at the same step. Here every group has one fork of its own, drawn anew: as many forks an iteration "
+        "as groups, all branches of a group at one fork. Their weight is 2.25 s = 2.25 g |dt|^0.5; ours is s, so that "
+        "the KL pulls 2.25 times as hard at one weight. The fork is a step of one chunk: later chunks share their "
+        "initial noise, so that the difference is the fork's own. The paper credits it with the difference of the "
+        "whole sample's reward; here a reward that knows when it was earned (lip sync) pays 70 % (credit.dense) for "
+        "the fork's own chunk and the rest for the whole clip. "
         "credit.dense=0 is the paper's."
     ),
     why={
-        "eta": "one fork alone tells siblings apart",
+        "plan.per_group": "several forks an iteration, as in the paper",
+        "eta": "one fork alone tells siblings apart; the authors'",
         "objective.step_weight": "the paper's s, for more is explored there",
     },
 )

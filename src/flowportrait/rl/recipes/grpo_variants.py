@@ -5,7 +5,6 @@ from __future__ import annotations
 from flowportrait.rewards.registry import RewardWeights
 from flowportrait.rl.allocation import Allocation
 from flowportrait.rl.config import PostTrainConfig
-from flowportrait.rl.credit import CreditConfig
 from flowportrait.rl.method_stages import HistoryRouting
 from flowportrait.rl.objectives.ratio import KVPO, ClippedRatio, SequenceRatio
 from flowportrait.rl.plan import OdePlan
@@ -77,7 +76,7 @@ KVPO_CARD = Card(
     recipe=PostTrainConfig(
         "kvpo",
         plan=OdePlan(keep_path=True),
-        exploration=HistoryRouting(),
+        exploration=HistoryRouting(anchor=True),
         objective=KVPO(),
         same_start=True,
         group_size=8,
@@ -85,25 +84,30 @@ KVPO_CARD = Card(
     ),
     source="KVPO, 2605.14278",
     equation="""\
-pi(branch) = softmax -E/tau,   E = mean |v(x | true past) - (x' - x)/dt|^2
-L = -mean min(r A, clip(r) A) + beta KL(pi_ref || pi),   r = pi / pi_old
+pi(branch) = softmax -E/tau,   E = 1/2 sum over steps of mean |x0hat(v(x | true past)) - x0hat(branch)|^2
+L = -mean min(r A, clip(r) A) + beta KL(pi || pi_ref),   r = pi / pi_old
+A = clip(sum_k w_k (r_k - r_k of the anchor) / std_k, -2.5, 2.5)
 """,
     paper=(
         "Branches differ by which older entries of the history cache they see, from shared noise along the "
         "ODE; the replay sees the true cache; discrete KL."
     ),
-    verified="Routing, energies, KL, anchor, clip and settings in the authors' code.",
+    verified=(
+        "The authors' code (Richard-Zhang-AI/KVPO, b0c4c9d, models/longlive/trainer/kvpo.py): energies, softmax, "
+        "ratio, clip, KL(pi || pi_ref), the anchor. The paper's text was not read."
+    ),
     reading=(
-        "The softmax is taken per chunk, so that dense credit reaches the chunk that explored. Energies are of "
-        "velocities, a mean over steps and numbers, against the straight way of each step, over tau; the authors' "
-        "are of clean samples, |x0 - x0hat|^2 / 2 s^2, summed over blocks and steps. Our KL is KL(pi_ref || pi), "
-        "the authors' KL(pi || pi_ref). A branch is compared with the mean of its siblings and their std; the "
-        "authors' anchor, a branch that did not explore, is missing: theirs is (r - r_anchor) over the std with the "
-        "anchor among them. tau and the KL weight are set for 120-number latents."
+        "The authors divide each step's error of the clean sample by 2 max(s, 1)^2, which is 2 at every level, and sum "
+        "over steps and blocks: objective.scope=clip objective.temperature=1. Here the softmax is taken per chunk, "
+        "so that dense credit reaches the chunk that explored, with tau = 0.05: one chunk has a share of the energy, "
+        "and latents of 120 numbers differ less than theirs. The KL weight is set for this tau; theirs is 10. Each "
+        "reward is divided by its std with the anchor among the samples, as theirs. Where no branch beats its anchor "
+        "the authors leave the update out or weigh it by 1 - pi(anchor); this protection is missing. As in "
+        "version 0.1: exploration.anchor=false objective.energy=velocity objective.kl=from_reference."
     ),
     why={
         "plan.keep_path": "the way a branch went is what is learned",
-        "exploration": "the authors': four kept, five routed",
+        "exploration": "the authors': four kept, five routed, an anchor",
         "same_start": "the authors'",
         "group_size": "the authors' eight branches",
         "groups": "96 clips an iteration",
@@ -111,17 +115,18 @@ L = -mean min(r A, clip(r) A) + beta KL(pi_ref || pi),   r = pi / pi_old
     },
 )
 
-OTCA_CARD = Card(
+STEP_CREDIT_CARD = Card(
     recipe=PostTrainConfig(
-        "otca",
+        "step-credit",
         allocation=Allocation(steps={"sync": -0.5, "expressiveness": 0.5, "perceptual": -0.5}),
     ),
-    source="after OTCA, 2604.19234",
+    source="after the abstract of OTCA, 2604.19234",
     equation="A[i, n, r] = sum over rewards of A_reward[i, n] (1 + t_reward (2 s_r - 1))",
     paper="Denoising steps have weights of their own, and the weights of rewards vary over them.",
-    verified="The abstract alone.",
+    verified="The abstract alone; hence the name, which was otca before.",
     reading=(
-        "The paper estimates its weights by formulas that were not at hand; ours are linear in the noise level: what "
+        "The paper estimates the importance of steps from trajectories and adapts the weights of rewards; neither is "
+        "done here, since its formulas could not be read. Weights are set by hand and linear in the noise level: what "
         "a clip does is decided early, how exactly it does it late. As nothing is learned at the end, a sixth more "
         "of the former is paid in all, and a sixth less of the latter."
     ),
@@ -130,18 +135,20 @@ OTCA_CARD = Card(
     },
 )
 
-VIPO_CARD = Card(
-    recipe=PostTrainConfig("vipo", allocation=Allocation(regions={"sync": "mouth"})),
-    source="after ViPO, 2511.18719",
+REGION_CREDIT_CARD = Card(
+    recipe=PostTrainConfig("region-credit", allocation=Allocation(regions={"sync": "mouth"})),
+    source="after the abstract of ViPO, 2511.18719",
     equation="""\
 A[i, n, p] = sum of the rewards that region p is paid by
 L = -mean sum_p min(r_p A_p, clip(r_p) A_p) + beta KL(v || v_ref),   r = product of r_p
 """,
     paper="Latent positions get advantages of their own.",
-    verified="The abstract alone.",
+    verified="The abstract alone; hence the name, which was vipo before.",
     reading=(
-        "The paper weighs positions by variance of backbone features; a motion latent knows what it moves, so "
-        "regions are named: lip sync pays the mouth's numbers only."
+        "The paper multiplies one advantage by a map that it computes from the features of a pretrained vision network "
+        "in space and time. Here the regions are named by hand and are the same for every sample, and what differs "
+        "between them is which rewards they are paid by: a motion latent knows what it moves, so that lip sync pays "
+        "the mouth's numbers only."
     ),
     why={
         "allocation.regions": "lips are what sync looks at",
@@ -149,17 +156,20 @@ L = -mean sum_p min(r_p A_p, clip(r_p) A_p) + beta KL(v || v_ref),   r = product
 )
 
 PREF_GRPO_CARD = Card(
-    recipe=PostTrainConfig("pref-grpo", credit=CreditConfig(win_rate=("all",))),
+    recipe=PostTrainConfig("pref-grpo", rewards=RewardWeights(judge_by="pairwise")),
     source="Pref-GRPO, 2508.20751",
-    equation="reward = share of siblings that a sample beats, then as flow-grpo",
+    equation="r_i = mean over the siblings j of P(i is preferred to j), beside the other rewards, then as flow-grpo",
     paper="Win rates inside the group instead of z-scores, so that meaningless gaps are not blown up.",
     verified="Win rates and their use in the authors' code.",
     reading=(
-        "A win is a larger score by more than the reward's own measurement noise; the paper asks a judge for "
-        "every pair."
+        "A judge with method=compare sees both clips of every pair of siblings, in both orders, on three aspects; its "
+        "margins count as probabilities, where the authors count whole wins. The pairs have the judge's weight of 0.5 "
+        "and the other rewards theirs; the authors have 0.4 beside 0.6 of CLIP. It needs a judge "
+        "(rewards.options.judge). In version 0.1 the recipe compared scalar scores: rewards.judge_by=measured "
+        "credit.win_rate=all."
     ),
     why={
-        "credit.win_rate": "the method, for every reward",
+        "rewards.judge_by": "the method: a judge is asked about pairs",
     },
 )
 

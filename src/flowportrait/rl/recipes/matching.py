@@ -63,7 +63,7 @@ NFT_REGIONS_CARD = Card(
         ),
         allocation=Allocation(regions=REGIONS),
     ),
-    source="DiffusionNFT, 2509.16117, with regions after ViPO, 2511.18719",
+    source="DiffusionNFT, 2509.16117, with regions after the abstract of ViPO, 2511.18719",
     equation="as nft, with r and the two errors per region: mouth, eyes, head;   A[region] = sum of what pays it",
     paper="NFT as in nft; ViPO's point, that a place should answer for what is seen there.",
     verified="NFT as in nft; of ViPO the abstract.",
@@ -91,19 +91,41 @@ NFT_REGIONS_CARD = Card(
 )
 
 AWM_CARD = Card(
-    recipe=PostTrainConfig("awm", plan=OdePlan(), objective=AWM(), learning_rate=1e-4),
+    recipe=PostTrainConfig(
+        "awm",
+        plan=OdePlan(),
+        objective=AWM(kl_weight=1e-3, span=5.0, average_weight=1.0),
+        old=SlowCopy(max_decay=0.3),
+        learning_rate=1e-4,
+    ),
     source="Advantage Weighted Matching, 2509.25050",
-    equation="L = -min(r A, clip(r) A) + c |v - v_ref|^2,   r = exp(l - l_old),   l = -w(s) mean |v - (eps - x0)|^2",
-    paper="The matching loss of own samples as log-probability; clipped; KL in velocity space.",
-    verified="Loss, weightings and settings in the authors' code; the clip at second hand.",
+    equation="""\
+L = -min(r A', clip(r) A') + |v - v_old|^2 + c |v - v_ref|^2,   A' = clip(A, -5, 5) / 5
+r = exp(l - l_old),   l = -w(s) e,   e = mean |v - (eps - x0)|^2
+""",
+    paper=(
+        "The matching loss of own samples as log-probability; clipped; a pull to a slow average of the weights, and a "
+        "weaker one to the start, both in velocity space."
+    ),
+    verified=(
+        "The authors' code (scxue/advantage_weighted_matching, 12b1397, scripts/train_sd3_awm.py): l with its five "
+        "weights, ratio, clip, both pulls, the average's decay, A / 5. The paper's text was not read."
+    ),
     reading=(
-        "Six states per chunk, as in the paper, but stratified; w = 1. The ratio is a chunk's at one state, clipped at "
-        "0.2. Three parts of the authors' code are missing: the second pull, of weight 1, to a slow average of the "
-        "weights (decay min(0.3, 0.001 step)), which they call its main regulariser; the generalised Huber weight "
-        "(ghuber, power 0.25) among those of l; and advantages clipped at 5 and then divided by 5."
+        "Six states per chunk, as in the paper, but stratified over the sample's own levels; w = 1, and "
+        "objective.weight=ghuber is the authors' generalised Huber of power 0.25. The average samples the rollouts and "
+        "is the old policy of the ratio, as with the authors' off_policy; without it they sample from the live weights "
+        "and keep the average apart. Its decay min(0.3, 0.001 i) counts iterations, theirs optimiser steps, once an "
+        "epoch, so that with two updates an iteration theirs grows twice as fast. The average is that "
+        "of the iteration's beginning for all its updates, as theirs is. The ratio is a chunk's at one state, clipped "
+        "at 0.2, where theirs is a picture's, clipped at 1e-4 or 1e-5. As in version 0.1: "
+        "objective.average_weight=0 objective.span=1 objective.kl_weight=0.02 old=none."
     ),
     why={
-        "objective.kl_weight": "alone here; the authors have 0.001 to 0.003 and the second pull",
+        "objective.span": "the authors'",
+        "objective.average_weight": "the authors', their main regulariser",
+        "objective.kl_weight": "the authors' 0.001 to 0.003, beside the pull to the average",
+        "old": "the authors' decay, min(0.3, 0.001 step)",
         "objective.clip": "of a chunk's ratio; the authors' 1e-5 is one of whole pictures",
         "learning_rate": "all weights are trained; the authors' 3e-4 is for adapters",
     },

@@ -19,7 +19,8 @@ import torch
 from flowportrait.config import at_least
 from flowportrait.errors import BadInput
 from flowportrait.flow.noise import NoiseKey
-from flowportrait.rewards.interface import Reward, score_batch
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.interface import Reward, check_needs, read_traits
 from flowportrait.rewards.random import RANDOM_REWARDS
 from flowportrait.rl.objectives.interface import Loss, LossInputs, noised_points
 from flowportrait.rl.plan import Plan
@@ -63,13 +64,16 @@ class RewardGradients(Stage):
                 if reward.name in RANDOM_REWARDS:
                     gradient = _random_gradient(reward.name, trajectory, rollouts)
                 else:
-                    value = _differentiable_values(reward, score_batch(reward, batch).value)
+                    value = _differentiable_values(reward, batch)
                     gradient = torch.autograd.grad(value.nansum(), latents, retain_graph=True)[0]
                 total += rollouts.rewards.weights[reward.name] * _unit_size(gradient.nan_to_num())
         return replace(trajectory, reward_gradient=_unit_size(total).clamp(-self.limit, self.limit))
 
 
-def _differentiable_values(reward: Reward, value: torch.Tensor) -> torch.Tensor:
+def _differentiable_values(reward: Reward, batch: RewardBatch) -> torch.Tensor:
+    """Return the values ``[B]`` of a reward, with their graph."""
+    check_needs(reward, read_traits(reward), batch)
+    value = reward(batch).value
     if value.requires_grad:
         return value
     raise BadInput(

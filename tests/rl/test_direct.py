@@ -58,14 +58,14 @@ def test_the_gradient_is_that_of_finite_differences_up_to_its_size() -> None:
     drawn = trajectory(torch.Generator().manual_seed(0))
     reward = Valley()
     found = with_gradient([reward], {"valley": 1.0}, drawn)
-    expected = torch.zeros_like(drawn.latents)
+    expected = torch.zeros_like(drawn.latents, dtype=torch.double)
     for place in range(drawn.latents.shape[1]):
         for sign in (1, -1):
             moved = drawn.latents.double().clone()
             moved[:, place, 0] += sign * 1e-4
             value = reward(RewardBatch(moved, torch.zeros(BATCH, 1, 80))).value
-            expected[:, place, 0] += (sign * value / 2e-4).float()
-    assert torch.allclose(found / found.norm(), expected / expected.norm(), atol=1e-4)
+            expected[:, place, 0] += sign * value / 2e-4
+    assert torch.allclose((found / found.norm()).double(), expected / expected.norm(), atol=1e-4)
     assert float(found[..., 1:].abs().max()) == 0, "what the reward does not read is left alone"
 
 
@@ -92,13 +92,13 @@ def test_the_first_step_raises_the_reward_as_fast_as_any_step_of_its_length() ->
     loss = objective(LossInputs(drawn, Advantage(torch.ones(BATCH, 1, 1, 1)), points, old + offset, {"old": old})).total
     descent = -torch.autograd.grad(loss, offset)[0]
     # d/dv E R(x0 - v) by finite differences
-    ascent = torch.zeros(SIZE)
+    ascent = torch.zeros(SIZE, dtype=torch.double)
     for element in range(SIZE):
         for sign in (1, -1):
             moved = drawn.latents.double().clone()
             moved[..., element] -= sign * 1e-4
             ascent[element] += float(sign * Valley()(RewardBatch(moved, torch.zeros(BATCH, 1, 80))).value.mean() / 2e-4)
-    assert torch.nn.functional.cosine_similarity(descent, ascent, dim=0) > 0.999
+    assert torch.nn.functional.cosine_similarity(descent.double(), ascent, dim=0) > 0.999
 
 
 def test_nothing_moves_farther_than_the_step() -> None:

@@ -30,8 +30,8 @@ g = dR/dx0 at the finished sample, of unit size;   L = mean |v - (v_old - step g
         "For rewards of motion that are differentiable: sync, crowd and preference; any other is refused. DRaFT "
         "differentiates through the last sampling steps, SRPO through one step from a noised sample; here the gradient "
         "is taken at the finished sample, and the velocity at every noise level moves by the same bounded step, so "
-        "that the end of the path moves by it. Chunks answer for themselves: what a chunk changes in later ones through "
-        "the history is not in the gradient. What a reward does not see is changed as well: see docs/guides/recipes.md."
+        "that the end of the path moves by it. A chunk answers for itself: what it changes in later ones through the "
+        "history is not in the gradient. What a reward does not see is changed as well: see docs/guides/recipes.md."
     ),
     why={
         "groups": "samples are not compared, so that many prompts count more than many samples of each",

@@ -212,14 +212,14 @@ def fresh_name(system: str) -> str:
 def minutes_of_sound(footage: Path, pieces: Sequence[SetPiece]) -> Iterator[tuple[SetPiece, np.ndarray]]:
     """Yield a minute of sound of every speaker whose pieces make one, and the recordings of a minute.
 
-    A speaker's minute has the name of the first piece, of which the first frame is the portrait; ``parts`` says where it
-    is joined.
+    A speaker's minute has the name of the first piece, whose first frame is the portrait; ``parts`` says where it is
+    joined.
     """
     length = LONG_SECONDS * FPS
     by_speaker: dict[str, list[SetPiece]] = {}
     for piece in sorted(pieces, key=lambda one: one.name):
         by_speaker.setdefault(piece.speaker, []).append(piece)
-    for speaker, own in by_speaker.items():
+    for own in by_speaker.values():
         parts = tuple(part for piece in own for part in piece.parts)
         if sum(part.frames for part in parts) >= length:
             sound = np.concatenate([part_sound(footage, part) for part in parts])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import click_and_flash, live, live_analysis, live_bench, live_clients, live_memory
+from benchmarks import click_and_flash, live, live_analysis, live_bench, live_clients
 from benchmarks.__main__ import main
 from hypothesis import given
 from hypothesis import strategies as st

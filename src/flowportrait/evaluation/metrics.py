@@ -57,6 +57,13 @@ SYNC_METRICS = _group(
     ("ler_excess", "LER over real", "down", 3, "LER minus that of the real clip of the same name"),
     ("silent_lip", "Silent lip", "down", 4, "lip gap over eye distance in silence"),
 )
+TRUE_LIPS_METRICS = _group(
+    "Lips against the true lips",
+    ("lower_face_distance", "Lower-face distance", "down", 2, "lips and chin off the real clip, % of eye distance"),
+    ("lip_motion_distance", "Lip-motion distance", "down", 2, "the same without each clip's mean shape"),
+    ("opening_correlation", "Opening correlation", "up", 3, "of the lips' opening with the real clip's over time"),
+    ("opening_ratio", "Opening / true", "real", 2, "spread of the opening over the real clip's; 1 is right"),
+)
 EXPRESSION_METRICS = _group(
     "Expression",
     ("ecs", "ECS per clip", "up", 3, "likeness of facial-action dynamics to real footage of many people"),
@@ -123,6 +130,7 @@ COST_METRICS = _group(
 )
 METRICS = (
     SYNC_METRICS
+    + TRUE_LIPS_METRICS
     + EXPRESSION_METRICS
     + MOTION_METRICS
     + PICTURE_METRICS

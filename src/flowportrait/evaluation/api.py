@@ -160,6 +160,7 @@ def evaluate(
     examples: Mapping[str, Path] | None = None,
     cache: str | Path | None = None,
     workers: int = 1,
+    networks: str | Path | None = None,
 ) -> EvaluationReport:
     """Measure the videos of one or several systems and compare them.
 
@@ -187,6 +188,8 @@ def evaluate(
         examples: videos that the report shows side by side (default: one measured clip of each system).
         cache: folder of cached tracks (default: the user's cache).
         workers: number of processes that measure videos.
+        networks: folder with the networks of the field (SyncNet, Inception, I3D, ArcFace, those of THEval), named as in
+            ``flowportrait.evaluation.field_networks``.
 
     Raises:
         BadInput: there is nothing to measure, the baseline is unknown, a system has two videos of one name, a
@@ -199,6 +202,8 @@ def evaluate(
     if workers < 1:
         raise BadInput(f"{workers} is not a number of processes: give 1 or more workers.")
     labels = (read_clip_labels(Path(groups)) if isinstance(groups, str | Path) else groups) or {}
+    networks = None if networks is None else Path(networks)
+    load_evaluation_networks(networks)  # a file that is missing is named before anything is drawn
     speakers = labels.get(SPEAKER_COLUMN) or _speakers_of_prompts(prompts)
     joins = {clip: read_joins(text, clip) for clip, text in labels.get(JOINS_COLUMN, {}).items()}
     temporary = None
@@ -212,11 +217,11 @@ def evaluate(
         extra[system] = {clip: extra.get(system, {}).get(clip, {}) | row for clip, row in system_rows.items()}
     _check_systems(files, baseline)
     cache = default_tracks_cache() if cache is None else Path(cache)
-    measured = measure_videos(files, cache, workers, joins)
+    measured = measure_videos(files, cache, workers, joins, networks)
     if not any(measured.metrics.values()):
         raise BadInput(f"None of the videos can be measured. {measured.excluded[0]['reason']}")
     rows = _collect_rows(measured, files, cache, extra, joins)
-    comparison = _add_system_metrics(compare_systems(rows, baseline, speakers=speakers), measured, speakers)
+    comparison = _add_system_metrics(compare_systems(rows, baseline, speakers=speakers), measured, speakers, networks)
     if labels:
         comparison = replace(comparison, groups=metrics_by_group(comparison.rows, labels, comparison.excluded))
     measured_files = {s: [path for path in paths if path.stem in measured.metrics[s]] for s, paths in files.items()}
@@ -396,7 +401,10 @@ def _collect_rows(
 
 
 def _add_system_metrics(
-    comparison: SystemComparison, measured: Measurements, speakers: Mapping[str, str] | None
+    comparison: SystemComparison,
+    measured: Measurements,
+    speakers: Mapping[str, str] | None,
+    networks: Path | None,
 ) -> SystemComparison:
     """Add metrics of whole systems, the shipped ground truth, excluded files, remarks, and the networks used."""
     system_metrics = estimate_system_metrics(measured.metrics, speakers)
@@ -418,14 +426,16 @@ def _add_system_metrics(
         "face network of ECS": "dlib, 68 points" if dlib else "MediaPipe (the rewards' own: install dlib-bin)",
         "optical flow (TFI)": best_installed_flow().name.upper(),
         "perceptual distance": perceptual_distance_name(),
-        "left out of THEval": f"{', '.join(THEVAL_OMITTED_MEASURES)}; the total is {THEVAL_TOTAL_NAME}",
     }
+    nets = load_evaluation_networks(networks)
+    if not nets.field or len(nets.field.quality) < len(THEVAL_OMITTED_MEASURES):
+        used["left out of THEval"] = f"{', '.join(THEVAL_OMITTED_MEASURES)}; the total is {THEVAL_TOTAL_NAME}"
     return replace(
         comparison,
         estimates=estimates,
         excluded=measured.excluded,
         remarks=remarks,
-        networks=load_evaluation_networks().names() | used,
+        networks=nets.names() | used,
     )
 
 

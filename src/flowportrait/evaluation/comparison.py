@@ -21,7 +21,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from flowportrait.errors import BadInput
-from flowportrait.evaluation.measure import THEVAL_MEASURES, VideoMetrics, theval_total
+from flowportrait.evaluation.measure import (
+    THEVAL_MEASURES,
+    THEVAL_QUALITY_MEASURES,
+    VideoMetrics,
+    theval_total,
+)
 from flowportrait.evaluation.metrics import METRICS, REAL, MetricRow, shipped_means
 from flowportrait.evaluation.motion_metrics import (
     ACTION_GROUPS,
@@ -431,10 +436,18 @@ def system_theval(clips: VideoMetricsSequence, real: VideoMetricsSequence) -> fl
     return result[0] if result else None
 
 
-def theval_means(clips: VideoMetricsSequence) -> dict[str, float]:
+def system_theval_whole(clips: VideoMetricsSequence, real: VideoMetricsSequence) -> float | None:
+    """Return the total of all eight THEval scores; None where a network of theirs is missing."""
+    names = (*THEVAL_MEASURES, *THEVAL_QUALITY_MEASURES)
+    measured, truth = theval_means(clips, names), theval_means(real, names)
+    result = theval_total(measured, truth, names)
+    return result[0] if result and len(result[1]) == len(names) else None
+
+
+def theval_means(clips: VideoMetricsSequence, names: Sequence[str] = THEVAL_MEASURES) -> dict[str, float]:
     """Return the mean over clips of each THEval measure."""
     means = {}
-    for name in THEVAL_MEASURES:
+    for name in names:
         values = [float(v) for c in clips if (v := c.row.get(f"theval_{name}")) is not None]
         if values:
             means[name] = float(np.mean(values))
@@ -447,4 +460,5 @@ SYSTEM_METRICS: dict[str, SystemMetric] = {
     "fid": SystemMetric(partial(system_frechet_distance, features=lambda clip: clip.features.image), 0.0, np.inf),
     "fvd": SystemMetric(partial(system_frechet_distance, features=lambda clip: clip.features.video), 0.0, np.inf),
     "theval": SystemMetric(system_theval, -np.inf, 1.0),
+    "theval_8": SystemMetric(system_theval_whole, -np.inf, 1.0),
 }

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from scipy.ndimage import binary_opening
 
 from flowportrait.errors import BadInput
+from flowportrait.evaluation.field_networks import QUALITY_SLOTS
 from flowportrait.evaluation.joins import (
     cut_tracks,
     join_rows,
@@ -82,13 +83,14 @@ from flowportrait.rendering.motion_basis import EXPRESSION, MotionBasis
 # | silent lip   | median distance of the lip opening from its mean in silences of 0.3 s and more |
 # | lip sync     | mean | minmax(opening) − minmax(loudness) | during speech |
 #
-# Three measures are left out because their networks must be downloaded: global aesthetics (TOPIQ-IAA), mouth quality
-# (MUSIQ), face quality (TOPIQ-face). The total is therefore called THEval-5. Angles come from landmarks and not from
-# FaceXFormer, speech from loudness and not from Silero, so values compare with the ground truth of the same run and not
-# with the paper's.
+# Three measures need networks that may not be shipped: global aesthetics (TOPIQ-IAA), mouth quality (MUSIQ), face
+# quality (TOPIQ-face). Without them the total is called THEval-5; ``field_networks.py`` has slots for them. Angles come
+# from landmarks and not from FaceXFormer, speech from loudness and not from Silero, so values compare with the ground
+# truth of the same run and not with the paper's.
 
 THEVAL_MEASURES = ("lip_dynamics", "head_motion", "brow_dynamics", "silent_lip_stability", "lip_sync")
 THEVAL_OMITTED_MEASURES = ("global aesthetics (TOPIQ-IAA)", "mouth quality (MUSIQ)", "face quality (TOPIQ-face)")
+THEVAL_QUALITY_MEASURES = tuple(QUALITY_SLOTS.values())
 THEVAL_TOTAL_NAME = f"THEval-{len(THEVAL_MEASURES)}"
 THEVAL_SIDE = 256
 """Side in pixels to which pictures are scaled."""
@@ -192,13 +194,11 @@ def theval_score(measured: float, truth: float) -> float:
     return 1 - abs(measured - truth) / abs(truth)
 
 
-def theval_total(measured: dict[str, float], truth: dict[str, float]) -> tuple[float, dict[str, float]] | None:
+def theval_total(
+    measured: dict[str, float], truth: dict[str, float], names: Sequence[str] = THEVAL_MEASURES
+) -> tuple[float, dict[str, float]] | None:
     """Return the mean score of the measures that both have, and each score; None without a common measure."""
-    scores = {
-        name: theval_score(measured[name], truth[name])
-        for name in THEVAL_MEASURES
-        if name in measured and truth.get(name)
-    }
+    scores = {name: theval_score(measured[name], truth[name]) for name in names if name in measured and truth.get(name)}
     return (float(np.mean(list(scores.values()))), scores) if scores else None
 
 
@@ -256,11 +256,11 @@ def measure_video(
         "has_sound": int(len(tracked.audio) > 0),
         "source_fps": float(tracked.source_fps),
     }
-    features = compute_network_features(
-        tracked, nets or load_evaluation_networks(), None if cache is None else cache / content_hash(path)
-    )
+    nets = nets or load_evaluation_networks()
+    features = compute_network_features(tracked, nets, None if cache is None else cache / content_hash(path))
     network, samples = _dynamics(tracked if not joins else longest_stretch(tracked, joins))
     row |= _sync(tracked, joins) | mean_over_stretches(tracked, joins, _stretch_metrics) | _identity_metrics(features)
+    row |= nets.field.measure(path, tracked, joins) if nets.field else {}
     scores = dynamics_score(samples, shipped_quantiles(network)) if samples else None
     if scores:
         row |= {"ecs" if group == "all" else f"ecs_{group}": score for group, score in scores.items()}

@@ -19,12 +19,13 @@ from flowportrait.evaluation.metrics import MetricRow
 from flowportrait.evaluation.motion_metrics import mouth_opening, remove_pose
 from flowportrait.evaluation.tracking import VideoTracks
 
-LOWER_FACE_POINTS = [
+LIP_POINTS = [
     61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 185, 40, 39, 37, 0, 267, 269, 270, 409,
     78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 191, 80, 81, 82, 13, 312, 311, 310, 415,
-    152, 148, 176, 149, 377, 400, 378,
 ]  # fmt: skip
-"""Outer and inner lips, and the chin."""
+"""Outer and inner lips among MediaPipe's landmarks."""
+LOWER_FACE_POINTS = [*LIP_POINTS, 152, 148, 176, 149, 377, 400, 378]
+"""The lips and the chin."""
 MIN_OPENING_SPREAD = 1e-3
 """Standard deviation of the opening, in eye distances, below which lips count as still."""
 CLOSED_OPENING = 0.03

@@ -188,7 +188,7 @@ class SetMeter:
         for instrument in self.instruments:
             sync = measure_with_instrument(instrument, tracked, piece.joins)
             if sync is not None:
-                metrics.row |= instrument_row(instrument.name, sync)
+                metrics.row.update(instrument_row(instrument.name, sync))
         return metrics
 
 

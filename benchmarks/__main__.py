@@ -115,6 +115,9 @@ MEASUREMENTS: dict[str, dict[str, str]] = {
         "preferred": "in how many pairs a system is preferred to sft, and by which judge",
         "proxy": "what choosing among eight samples by a reward brings in the evaluation",
     },
+    "power": {
+        "power": "systems on a set of unseen speakers, and the smallest difference that it can show",
+    },
     "few_steps": {
         "few-steps": "one or two steps against the six guided ones of their teacher",
     },

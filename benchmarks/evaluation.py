@@ -19,8 +19,8 @@ from flowportrait.commands.options import Inputs
 from flowportrait.corruption import CORRUPTIONS, Footage, corrupt
 from flowportrait.data.prompts import find_videos
 from flowportrait.errors import BadInput
-from flowportrait.evaluation.api import Measurements, measure_videos
 from flowportrait.evaluation.measure import compare_with_real
+from flowportrait.evaluation.measure_files import Measurements, measure_videos
 from flowportrait.evaluation.metrics import MetricRow
 from flowportrait.evaluation.statistics import Estimate, bootstrap_mean
 from flowportrait.evaluation.tracking import VideoTracks, track_file

@@ -138,6 +138,11 @@ def _kind(landmarks: np.ndarray, shapes: np.ndarray, luma: float, classes: np.nd
     return "none of these"
 
 
+def skin_tone(picture: np.ndarray, landmarks: np.ndarray) -> str:
+    """Return the skin tone of a face ``[478, 3]`` px in a picture by the colour of its cheeks; see ``TONES``."""
+    return _tone(picture[_skin_mask(picture, landmarks, None)])
+
+
 def _skin_mask(picture: np.ndarray, landmarks: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
     """Return which pixels ``[H, W]`` are skin of the face: by the mask of the corpus, or around the cheeks."""
     inside = np.zeros(picture.shape[:2], np.uint8)

@@ -66,7 +66,8 @@ class Record:
     ) -> None:  # fmt: skip
         """Add one figure and print it, so that a long measurement shows what it has found so far."""
         if isinstance(value, Estimate):
-            row = Row(system, metric, float(value.mean), value.low, value.high, value.clips, unit, group)
+            count = value.clips if value.speakers is None else value.speakers
+            row = Row(system, metric, float(value.mean), value.low, value.high, count, unit, group)
         else:
             row = Row(system, metric, None if value is None else float(value), n=n, unit=unit, group=group)
         self.rows.append(row)

@@ -21,8 +21,8 @@ from rich.progress import track
 
 from flowportrait.data.corpus import FaceClip
 from flowportrait.data.prompts import find_videos
-from flowportrait.evaluation.api import measure_videos
 from flowportrait.evaluation.comparison import compare_systems
+from flowportrait.evaluation.measure_files import measure_videos
 from flowportrait.evaluation.metrics import METRICS
 from flowportrait.evaluation.motion_metrics import (
     ACTION_GROUPS,

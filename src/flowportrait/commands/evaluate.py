@@ -80,7 +80,11 @@ class EvaluateOptions:
     seed: int = 0
     """Random seed of the videos of checkpoints."""
     groups: OptionalPath = None
-    """CSV file with clip and labels (language, skin tone …); results are reported for each label."""
+    """CSV file with clip and labels (language, skin tone …); results are reported for each label. Intervals are over
+    speakers if a column speaker names them."""
+    networks: OptionalPath = None
+    """Folder with the networks of the field: syncnet_v2.model, inception-2015-12-05.pt, i3d_torchscript.pt,
+    arcface.onnx, topiq_iaa.pt, musiq.pt, topiq_face.pt."""
     title: str = "Talking portraits, measured"
     """Heading of the report."""
     cache: OptionalPath = None
@@ -184,6 +188,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
         title=options.title,
         cache=options.cache,
         workers=options.workers,
+        networks=options.networks,
     )
     found = report.write(options.output)
     if options.json:

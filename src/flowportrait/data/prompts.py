@@ -1,7 +1,7 @@
 """Prompts: pairs of portrait and speech for post-training and evaluation.
 
-They are a folder of images and audio files. With a ``prompts.jsonl`` in it, one line per pair,
-``{"image": "a.png", "audio": "b.wav", "id": "optional"}``; without one, every image is paired with every recording.
+They are a folder of images and audio files. With a ``prompts.jsonl`` in it, one line per pair, ``{"image": "a.png",
+"audio": "b.wav"}``, and "id" and "speaker" if you like; without one, every image is paired with every recording.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ AUDIO_SUFFIXES = {".wav", ".mp3", ".m4a", ".flac", ".ogg", ".opus", ".aac", ".ai
 
 @dataclass(frozen=True)
 class Prompt:
-    """One portrait and one recording."""
+    """One portrait and one recording; ``speaker`` is who speaks, where ``prompts.jsonl`` says it."""
 
     id: str
     image: Path
     audio: Path
+    speaker: str | None = None
 
 
 def read_prompts(folder: Path) -> list[Prompt]:
@@ -80,8 +81,10 @@ def _read_listing(listing: Path) -> list[Prompt]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise BadInput(f"{where} is not JSON ({error.msg}): write one object per line.") from error
-        if not isinstance(record, dict) or set(record) | {"id"} != {"image", "audio", "id"}:
-            raise BadInput(f'{where} needs the keys "image" and "audio", "id" if you like, and no others.')
+        if not isinstance(record, dict) or set(record) | {"id", "speaker"} != {"image", "audio", "id", "speaker"}:
+            raise BadInput(
+                f'{where} needs the keys "image" and "audio", "id" and "speaker" if you like, and no others.'
+            )
         if not all(isinstance(value, str) and value for value in record.values()):
             raise BadInput(f"{where} has a value that is not a text: write paths and id in quotes.")
         image, audio = listing.parent / record["image"], listing.parent / record["audio"]
@@ -91,7 +94,7 @@ def _read_listing(listing: Path) -> list[Prompt]:
         name = record.get("id", f"{image.stem}-{audio.stem}")
         if Path(name).name != name:
             raise BadInput(f"{where} has the id {name!r}, which cannot be a file name: leave out slashes.")
-        prompts.append(Prompt(name, image, audio))
+        prompts.append(Prompt(name, image, audio, record.get("speaker")))
     if not prompts:
         raise BadInput(f"{listing} lists no prompts: write one JSON object per line.")
     return _with_unique_ids(prompts, listing)

@@ -9,21 +9,20 @@ compares systems with metrics; ``score_videos`` scores finished videos with the 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flowportrait.data.prompts import find_videos, read_prompts
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.comparison import (
+    JOINS_COLUMN,
     MIN_SET_CLIPS,
+    SPEAKER_COLUMN,
     ClipLabels,
     SystemComparison,
     compare_systems,
@@ -33,14 +32,14 @@ from flowportrait.evaluation.comparison import (
 )
 from flowportrait.evaluation.control import ControlledGain, build_control_table, compare_with_control
 from flowportrait.evaluation.figures import build_text_table
+from flowportrait.evaluation.joins import read_joins
 from flowportrait.evaluation.measure import (
     THEVAL_OMITTED_MEASURES,
     THEVAL_TOTAL_NAME,
-    VideoMetrics,
     compare_with_real,
-    measure_video,
     perceptual_distance_name,
 )
+from flowportrait.evaluation.measure_files import Measurements, measure_videos
 from flowportrait.evaluation.metrics import (
     REAL,
     SHIPPED_FOOTAGE_SYSTEM,
@@ -176,6 +175,7 @@ def evaluate(
     examples: Mapping[str, Path] | None = None,
     cache: str | Path | None = None,
     workers: int = 1,
+    networks: str | Path | None = None,
 ) -> EvaluationReport:
     """Measure the videos of one or several systems and compare them.
 
@@ -196,7 +196,8 @@ def evaluate(
         output: folder for the videos of checkpoints and callables (default: a temporary one).
         seed: random seed of the checkpoints' motion.
         groups: labels of clips (language, skin tone …) by which results are split: a CSV file, or
-            ``labels[column][clip]``.
+            ``labels[column][clip]``. With a column ``speaker``, or with speakers in the prompts, intervals and tests
+            are over speakers. A column ``joins`` names the frames at which clips are joined.
         extra_metrics: additional metrics by system and clip, such as the cost of a clip.
         title: heading of the report.
         notes: sentences printed under the report's table.
@@ -204,6 +205,8 @@ def evaluate(
         examples: videos that the report shows side by side (default: one measured clip of each system).
         cache: folder of cached tracks (default: the user's cache).
         workers: number of processes that measure videos.
+        networks: folder with the networks of the field (SyncNet, Inception, I3D, ArcFace, those of THEval), named as in
+            ``flowportrait.evaluation.field_networks``.
 
     Raises:
         BadInput: there is nothing to measure, baseline or control is unknown, a system has two videos of one name, a
@@ -215,7 +218,11 @@ def evaluate(
         raise BadInput(f"Real clips are given twice, as real=… and as the system '{REAL}': leave one out.")
     if workers < 1:
         raise BadInput(f"{workers} is not a number of processes: give 1 or more workers.")
-    labels = read_clip_labels(Path(groups)) if isinstance(groups, str | Path) else groups
+    labels = (read_clip_labels(Path(groups)) if isinstance(groups, str | Path) else groups) or {}
+    networks = None if networks is None else Path(networks)
+    load_evaluation_networks(networks)  # a file that is missing is named before anything is drawn
+    speakers = labels.get(SPEAKER_COLUMN) or _speakers_of_prompts(prompts)
+    joins = {clip: read_joins(text, clip) for clip, text in labels.get(JOINS_COLUMN, {}).items()}
     temporary = None
     if output is None and any(_is_animated(system) for system in systems.values()):
         temporary = tempfile.TemporaryDirectory(prefix="flowportrait-")
@@ -229,10 +236,11 @@ def evaluate(
         raise BadInput(f"The control '{control}' is compared by its gain: it must be a system, with another baseline.")
     _check_systems(files, baseline)
     cache = default_tracks_cache() if cache is None else Path(cache)
-    measured = measure_videos(files, cache, workers)
+    measured = measure_videos(files, cache, workers, joins, networks)
     if not any(measured.metrics.values()):
         raise BadInput(f"None of the videos can be measured. {measured.excluded[0]['reason']}")
-    comparison = _add_system_metrics(compare_systems(_collect_rows(measured, files, cache, extra), baseline), measured)
+    rows = _collect_rows(measured, files, cache, extra, joins)
+    comparison = _add_system_metrics(compare_systems(rows, baseline, speakers=speakers), measured, speakers, networks)
     if labels:
         comparison = replace(comparison, groups=metrics_by_group(comparison.rows, labels, comparison.excluded))
     measured_files = {s: [path for path in paths if path.stem in measured.metrics[s]] for s, paths in files.items()}
@@ -366,14 +374,6 @@ def _animate_prompts(animate: Callable[[Path, Path], Any], prompts: Path, folder
     return files
 
 
-@dataclass
-class Measurements:
-    """Metrics by system and clip, and system, file and reason of every file that could not be measured."""
-
-    metrics: dict[str, dict[str, VideoMetrics]] = field(default_factory=dict)
-    excluded: list[dict[str, str]] = field(default_factory=list)
-
-
 def _check_systems(systems: dict[str, list[Path]], baseline: str | None) -> None:
     if not any(systems.values()):
         raise BadInput("There is nothing to evaluate: give at least one video file.")
@@ -386,43 +386,13 @@ def _check_systems(systems: dict[str, list[Path]], baseline: str | None) -> None
             raise BadInput(f"System '{system}' has two videos named {duplicate}: rename one, names tell clips apart.")
 
 
-def measure_videos(systems: dict[str, list[Path]], cache: Path, workers: int = 1) -> Measurements:
-    """Measure all videos of all systems.
-
-    Args:
-        systems: videos by system.
-        cache: folder of cached tracks.
-        workers: number of processes.
-    """
-    measured = Measurements({system: {} for system in systems})
-    jobs = [(system, file) for system, files in systems.items() for file in files]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("measuring", total=len(jobs))
-        for (system, file), result in zip(jobs, _measure_each([file for _, file in jobs], cache, workers), strict=True):
-            if isinstance(result, str):
-                measured.excluded.append({"system": system, "file": file.name, "reason": result})
-            else:
-                measured.metrics[system][file.stem] = result
-            progress.advance(bar)
-    return measured
-
-
-def _measure_each(files: list[Path], cache: Path, workers: int) -> Iterator[VideoMetrics | str]:
-    if workers <= 1 or len(files) < 2:
-        yield from (_measure_or_reason(file, cache) for file in files)
-        return
-    # Spawned, because the threads of torch and mediapipe do not survive a fork.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(_measure_or_reason, files, [cache] * len(files))
-
-
-def _measure_or_reason(file: Path, cache: Path) -> VideoMetrics | str:
-    """Return the metrics of a video, or the reason why it cannot be measured."""
-    try:
-        return measure_video(file, cache)
-    except BadInput as error:
-        return str(error)
+def _speakers_of_prompts(prompts: str | Path | None) -> dict[str, str] | None:
+    """Return who speaks in each prompt, if all prompts say it."""
+    if prompts is None:
+        return None
+    listed = read_prompts(Path(prompts))
+    speakers = {prompt.id: prompt.speaker for prompt in listed if prompt.speaker}
+    return speakers if len(speakers) == len(listed) else None
 
 
 def _collect_rows(
@@ -430,6 +400,7 @@ def _collect_rows(
     files: Mapping[str, list[Path]],
     cache: Path,
     extra: Mapping[str, Mapping[str, MetricRow]],
+    joins: Mapping[str, Sequence[int]],
 ) -> dict[str, dict[str, MetricRow]]:
     """Return the metrics by system and clip, including those against the real clip of the same name."""
     paths = {system: {path.stem: path for path in system_files} for system, system_files in files.items()}
@@ -441,17 +412,27 @@ def _collect_rows(
             row = metrics.row | extra.get(system, {}).get(clip, {})
             if system != REAL and clip in real:
                 tracks, real_tracks = (track_file(paths[name][clip], cache) for name in (system, REAL))
-                row |= compare_with_real(tracks, real_tracks, metrics.features, real[clip].features)
+                row |= compare_with_real(
+                    tracks, real_tracks, metrics.features, real[clip].features, joins.get(clip, ())
+                )
             rows[system][clip] = row
     return rows
 
 
-def _add_system_metrics(comparison: SystemComparison, measured: Measurements) -> SystemComparison:
+def _add_system_metrics(
+    comparison: SystemComparison,
+    measured: Measurements,
+    speakers: Mapping[str, str] | None,
+    networks: Path | None,
+) -> SystemComparison:
     """Add metrics of whole systems, the shipped ground truth, excluded files, remarks, and the networks used."""
-    system_metrics = estimate_system_metrics(measured.metrics)
+    system_metrics = estimate_system_metrics(measured.metrics, speakers)
     estimates = {system: found | system_metrics.get(system, {}) for system, found in comparison.estimates.items()}
     remarks = [r for clips in measured.metrics.values() for found in clips.values() for r in found.remarks]
     remarks += _length_remarks(comparison.rows)
+    if speakers:
+        count = len({speakers[clip] for rows in comparison.rows.values() for clip in rows})
+        remarks.append(f"Intervals and tests are over {count} speakers, each of whom counts the same.")
     if REAL not in comparison.rows and (shipped := shipped_estimates()):
         estimates[SHIPPED_FOOTAGE_SYSTEM] = shipped
         remarks.append(f"No real clips were given: '{SHIPPED_FOOTAGE_SYSTEM}' is {shipped_reference()['about']}.")
@@ -464,14 +445,16 @@ def _add_system_metrics(comparison: SystemComparison, measured: Measurements) ->
         "face network of ECS": "dlib, 68 points" if dlib else "MediaPipe (the rewards' own: install dlib-bin)",
         "optical flow (TFI)": best_installed_flow().name.upper(),
         "perceptual distance": perceptual_distance_name(),
-        "left out of THEval": f"{', '.join(THEVAL_OMITTED_MEASURES)}; the total is {THEVAL_TOTAL_NAME}",
     }
+    nets = load_evaluation_networks(networks)
+    if not nets.field or len(nets.field.quality) < len(THEVAL_OMITTED_MEASURES):
+        used["left out of THEval"] = f"{', '.join(THEVAL_OMITTED_MEASURES)}; the total is {THEVAL_TOTAL_NAME}"
     return replace(
         comparison,
         estimates=estimates,
         excluded=measured.excluded,
         remarks=remarks,
-        networks=load_evaluation_networks().names() | used,
+        networks=nets.names() | used,
     )
 
 

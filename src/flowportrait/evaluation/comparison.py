@@ -1,16 +1,17 @@
 """Comparison of systems on the same clips: estimates, differences, groups of clips, and metrics of whole systems.
 
-Intervals are 95 % percentile bootstrap over clips. Two systems are compared clip by clip (same file name): mean
-difference with its interval, and Wilcoxon's signed-rank p, Holm-corrected over all comparisons.
+Intervals are 95 % percentile bootstrap over clips; where it is known who speaks, over speakers, each of whom counts the
+same. Two systems are compared clip by clip (same file name): mean difference with its interval, Wilcoxon's signed-rank
+p, Holm-corrected over all comparisons, and the smallest difference that the comparison could have shown.
 
-Metrics of a whole system (pooled ECS, Fréchet distances, THEval) have jackknife intervals over ten groups of clips,
-because resampling with repeats would shrink covariances and bias Fréchet distances.
+Metrics of a whole system (pooled ECS, Fréchet distances, THEval) have jackknife intervals over ten groups of clips, or
+over speakers, because resampling with repeats would shrink covariances and bias Fréchet distances.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from flowportrait.errors import BadInput
-from flowportrait.evaluation.measure import THEVAL_MEASURES, VideoMetrics, theval_total
+from flowportrait.evaluation.measure import (
+    THEVAL_MEASURES,
+    THEVAL_QUALITY_MEASURES,
+    VideoMetrics,
+    theval_total,
+)
 from flowportrait.evaluation.metrics import METRICS, REAL, MetricRow, shipped_means
 from flowportrait.evaluation.motion_metrics import (
     ACTION_GROUPS,
@@ -28,7 +34,16 @@ from flowportrait.evaluation.motion_metrics import (
     pooled_ecs,
     shipped_quantiles,
 )
-from flowportrait.evaluation.statistics import Estimate, bootstrap_mean, holm_correction, jackknife, signed_rank_p
+from flowportrait.evaluation.statistics import (
+    Estimate,
+    bootstrap_mean,
+    bootstrap_speakers,
+    holm_correction,
+    jackknife,
+    signed_rank_p,
+    smallest_visible_difference,
+    speaker_means,
+)
 from flowportrait.files import atomic_write
 
 
@@ -40,6 +55,8 @@ class MetricDifference:
         difference: mean and interval of the paired differences.
         change: the difference relative to the baseline's mean.
         p: Wilcoxon's signed-rank p, Holm-corrected; None with too few pairs.
+        visible: smallest true difference that the comparison finds with 80 % power; None for fewer than three speakers
+            or clips.
     """
 
     metric: str
@@ -48,6 +65,7 @@ class MetricDifference:
     difference: Estimate
     change: float | None
     p: float | None
+    visible: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +122,10 @@ class SystemComparison:
 
 
 def compare_systems(
-    rows: dict[str, dict[str, MetricRow]], baseline: str | None = None, seed: int = 0
+    rows: dict[str, dict[str, MetricRow]],
+    baseline: str | None = None,
+    seed: int = 0,
+    speakers: Mapping[str, str] | None = None,
 ) -> SystemComparison:
     """Compare systems by the metrics of their clips.
 
@@ -112,13 +133,19 @@ def compare_systems(
         rows: metrics by system and clip.
         baseline: the system against which the others are tested; None for no tests.
         seed: random seed of the bootstrap.
+        speakers: who speaks in each clip; intervals and tests are then over speakers.
+
+    Raises:
+        BadInput: speakers are known of some clips only.
     """
+    check_speakers(rows, speakers)
     rows = add_ler_excess(add_guarded_tfi(rows))
     estimates = {
         system: {
-            metric.key: bootstrap_mean(values, seed)
+            metric.key: estimate_mean(clips, values, speakers, seed)
             for metric in METRICS
-            if len(values := metric_values(found, metric.key)[1])
+            for clips, values in [metric_values(found, metric.key)]
+            if clips
         }
         for system, found in rows.items()
     }
@@ -132,7 +159,27 @@ def compare_systems(
         }
         for system, found in rows.items()
     }
-    return SystemComparison(rows, estimates, _differences(rows, baseline, seed), baseline, counts)
+    return SystemComparison(rows, estimates, _differences(rows, baseline, seed, speakers), baseline, counts)
+
+
+def check_speakers(rows: Mapping[str, Mapping[str, MetricRow]], speakers: Mapping[str, str] | None) -> None:
+    """Check that it is known of every clip who speaks, or of none.
+
+    Raises:
+        BadInput: speakers are known of some clips only.
+    """
+    unknown = sorted({clip for found in rows.values() for clip in found if not (speakers or {}).get(clip)})
+    if speakers and unknown:
+        raise BadInput(f"It is not said who speaks in {unknown[0]}: name the speaker of every clip, or of none.")
+
+
+def estimate_mean(
+    clips: Sequence[str], values: np.ndarray, speakers: Mapping[str, str] | None = None, seed: int = 0
+) -> Estimate:
+    """Return the mean of values ``[n]`` of clips, over speakers where it is known who speaks."""
+    if not speakers:
+        return bootstrap_mean(values, seed)
+    return bootstrap_speakers(values, [speakers[clip] for clip in clips], seed)
 
 
 def metric_values(rows: dict[str, MetricRow], key: str) -> tuple[list[str], np.ndarray]:
@@ -181,7 +228,9 @@ def add_guarded_tfi(rows: dict[str, dict[str, MetricRow]]) -> dict[str, dict[str
     return {system: {clip: with_guarded(clip, row) for clip, row in found.items()} for system, found in rows.items()}
 
 
-def _differences(rows: dict[str, dict[str, MetricRow]], baseline: str | None, seed: int) -> list[MetricDifference]:
+def _differences(
+    rows: dict[str, dict[str, MetricRow]], baseline: str | None, seed: int, speakers: Mapping[str, str] | None
+) -> list[MetricDifference]:
     if baseline is None or baseline not in rows:
         return []
     differences: list[MetricDifference] = []
@@ -195,10 +244,13 @@ def _differences(rows: dict[str, dict[str, MetricRow]], baseline: str | None, se
                 continue
             baseline_value = baseline_values[baseline_index]
             gap = values[index] - baseline_value
+            shared = [clips[place] for place in index]
+            estimate = estimate_mean(shared, gap, speakers, seed)
+            if speakers:
+                gap, baseline_value = (speaker_means(v, [speakers[c] for c in shared]) for v in (gap, baseline_value))
             change = float(gap.mean() / abs(baseline_value.mean())) if abs(baseline_value.mean()) > 1e-9 else None
-            differences.append(
-                MetricDifference(metric.key, system, baseline, bootstrap_mean(gap, seed), change, signed_rank_p(gap))
-            )
+            p, visible = signed_rank_p(gap), smallest_visible_difference(gap)
+            differences.append(MetricDifference(metric.key, system, baseline, estimate, change, p, visible))
     corrected = holm_correction([difference.p for difference in differences])
     return [replace(difference, p=p) for difference, p in zip(differences, corrected, strict=True)]
 
@@ -208,10 +260,15 @@ def _differences(rows: dict[str, dict[str, MetricRow]], baseline: str | None, se
 GROUP_METRICS = ("sync_in_time", "sync_in_time_short", "ler", "ecs", "tfi", "identity_kept", "csim")
 ClipLabels = dict[str, dict[str, str]]
 """Labels of clips: ``labels[column][clip]``."""
+SPEAKER_COLUMN, JOINS_COLUMN = "speaker", "joins"
+"""Columns that are no groups: who speaks, and the frames at which a clip is joined from several recordings."""
 
 
 def read_clip_labels(path: Path) -> ClipLabels:
     """Read a CSV table with a column ``clip`` and one column of labels per grouping.
+
+    Two columns have a meaning of their own: ``speaker``, over whom intervals are then taken, and ``joins``, frames at
+    which a clip is joined from several recordings, such as ``29;58;87``.
 
     Raises:
         BadInput: the file is missing, empty, or lacks the column ``clip`` or a column of labels.
@@ -240,8 +297,11 @@ def metrics_by_group(
         ``groups[column][label][system]`` with the numbers of clips, frames, frames without a face and files left out,
         and each metric of ``GROUP_METRICS`` as mean, low, high.
     """
+    speakers = labels.get(SPEAKER_COLUMN)
     groups: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
     for name, label_by_clip in labels.items():
+        if name in (SPEAKER_COLUMN, JOINS_COLUMN):
+            continue
         for label in sorted(set(label_by_clip.values())):
             for system, clips in rows.items():
                 group_rows = {clip: row for clip, row in clips.items() if label_by_clip.get(clip) == label}
@@ -250,15 +310,15 @@ def metrics_by_group(
                 ]
                 if not group_rows and not left_out:
                     continue
-                values = {key: metric_values(group_rows, key)[1] for key in GROUP_METRICS}
-                estimates = {key: bootstrap_mean(v) for key, v in values.items() if len(v)}
+                values = {key: metric_values(group_rows, key) for key in GROUP_METRICS}
+                estimates = {key: estimate_mean(c, v, speakers) for key, (c, v) in values.items() if c}
                 groups.setdefault(name, {}).setdefault(label, {})[system] = {
                     "clips": len(group_rows),
                     "frames": sum(int(row.get("frames") or 0) for row in group_rows.values()),
                     "frames_without_face": sum(int(row.get("frames_without_face") or 0) for row in group_rows.values()),
                     "left_out": len(left_out),
                     "metrics": {key: [e.mean, e.low, e.high] for key, e in estimates.items()},
-                }
+                } | ({"speakers": len({speakers[clip] for clip in group_rows})} if speakers else {})
     return groups
 
 
@@ -306,23 +366,31 @@ class SystemMetric(NamedTuple):
     highest: float
 
 
-def estimate_system_metrics(systems: dict[str, dict[str, VideoMetrics]]) -> dict[str, dict[str, Estimate]]:
+def estimate_system_metrics(
+    systems: dict[str, dict[str, VideoMetrics]], speakers: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Estimate]]:
     """Compute the metrics of whole systems, by system and key.
 
     Without real clips, ECS and THEval are compared with the shipped metrics of real footage, and Fréchet distances are
     left out. The real system is split in half and compared with itself, which gives the ceiling of each metric.
+
+    Args:
+        systems: measured videos by system and clip.
+        speakers: who speaks in each clip; intervals are then from leaving out one speaker at a time.
     """
     real = list(systems.get(REAL, {}).values())
     estimates: dict[str, dict[str, Estimate]] = {}
     for name, clips in systems.items():
-        compared, real_clips = list(clips.values()), real
+        compared, real_clips, names = list(clips.values()), real, list(clips)
         if name == REAL:
             # Shuffled, because prompts often alternate portraits, and every other clip would show the same ones.
             order = np.random.default_rng(0).permutation(len(compared))
             compared, real_clips = [compared[i] for i in order[::2]], [compared[i] for i in order[1::2]]
+            names = [names[i] for i in order[::2]]
+        who = [speakers[clip] for clip in names] if speakers else None
         estimates[name] = {}
         for key, metric in SYSTEM_METRICS.items():
-            estimate = jackknife(compared, partial(metric.compute, real=real_clips), metric.lowest, metric.highest)
+            estimate = jackknife(compared, partial(metric.compute, real=real_clips), metric.lowest, metric.highest, who)
             if estimate is not None:
                 estimates[name][key] = estimate
     return estimates
@@ -362,10 +430,18 @@ def system_theval(clips: VideoMetricsSequence, real: VideoMetricsSequence) -> fl
     return result[0] if result else None
 
 
-def theval_means(clips: VideoMetricsSequence) -> dict[str, float]:
+def system_theval_whole(clips: VideoMetricsSequence, real: VideoMetricsSequence) -> float | None:
+    """Return the total of all eight THEval scores; None where a network of theirs is missing."""
+    names = (*THEVAL_MEASURES, *THEVAL_QUALITY_MEASURES)
+    measured, truth = theval_means(clips, names), theval_means(real, names)
+    result = theval_total(measured, truth, names)
+    return result[0] if result and len(result[1]) == len(names) else None
+
+
+def theval_means(clips: VideoMetricsSequence, names: Sequence[str] = THEVAL_MEASURES) -> dict[str, float]:
     """Return the mean over clips of each THEval measure."""
     means = {}
-    for name in THEVAL_MEASURES:
+    for name in names:
         values = [float(v) for c in clips if (v := c.row.get(f"theval_{name}")) is not None]
         if values:
             means[name] = float(np.mean(values))
@@ -378,4 +454,5 @@ SYSTEM_METRICS: dict[str, SystemMetric] = {
     "fid": SystemMetric(partial(system_frechet_distance, features=lambda clip: clip.features.image), 0.0, np.inf),
     "fvd": SystemMetric(partial(system_frechet_distance, features=lambda clip: clip.features.video), 0.0, np.inf),
     "theval": SystemMetric(system_theval, -np.inf, 1.0),
+    "theval_8": SystemMetric(system_theval_whole, -np.inf, 1.0),
 }

@@ -73,7 +73,9 @@ def build_text_table(summary: Mapping[str, Any]) -> Table:
     metrics, baseline = summary["metrics"], summary["baseline"]
     systems = sorted(metrics, key=lambda name: name not in (REAL, SHIPPED_FOOTAGE_SYSTEM))
     changes = {(d["system"], d["metric"]): d for d in summary["differences"]}
-    title = "↑ higher is better · ↓ lower is better · ≈ closest to real footage · in brackets 95 % intervals over clips"
+    over = "speakers" if any(e.get("speakers") for found in metrics.values() for e in found.values()) else "clips"
+    title = "↑ higher is better · ↓ lower is better · ≈ closest to real footage · "
+    title += f"in brackets 95 % intervals over {over}"
     if baseline:
         title += f" · % from {escape(baseline)}, * p < {SIGNIFICANCE_LEVEL}"
     result = Table(box=None, pad_edge=False, title=title, title_justify="left")
@@ -131,7 +133,10 @@ def _cell(comparison: SystemComparison, system: str, metric: Metric) -> str:
     for difference in comparison.differences:
         if (difference.system, difference.metric) == (system, metric.key) and difference.change is not None:
             star = "*" if difference.p is not None and difference.p < SIGNIFICANCE_LEVEL else ""
-            text += f"<em class={rate_difference(difference, metric)}>{difference.change:+.0%}{star}</em>"
+            visible = "unknown" if difference.visible is None else format_metric(difference.visible, metric)
+            power = f"smallest difference with 80 % power: {visible}"
+            rating = rate_difference(difference, metric)
+            text += f"<em class={rating} title='{power}'>{difference.change:+.0%}{star}</em>"
     return text + _interval(estimate, metric)
 
 

@@ -15,6 +15,7 @@ more than one frame. The chance level is measured against the sound's windows in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from flowportrait.devices import cached_per_device, device_of
+from flowportrait.evaluation.joins import scored_frames
 from flowportrait.evaluation.motion_metrics import longest_run
 from flowportrait.evaluation.tracking import VideoTracks
 from flowportrait.files import shipped_weights
@@ -156,12 +158,15 @@ class SyncMeasurement:
 
 
 @torch.no_grad()
-def measure_sync(tracked: VideoTracks, expert: PixelSyncExpert | None = None) -> SyncMeasurement | None:
+def measure_sync(
+    tracked: VideoTracks, expert: PixelSyncExpert | None = None, joins: Sequence[int] = ()
+) -> SyncMeasurement | None:
     """Measure the lip sync of one video over its longest run of frames with a face.
 
     Args:
         tracked: tracks of the video.
         expert: the sync expert; the shipped one by default.
+        joins: frames at which the video is joined; mouth windows near them do not count.
 
     Returns:
         The measurement; None if the video has no sound or the run is too short.
@@ -175,16 +180,40 @@ def measure_sync(tracked: VideoTracks, expert: PixelSyncExpert | None = None) ->
     mel = log_mel(normalize_loudness(tracked.audio))[4 * run.start : 4 * run.stop]
     face = expert.embed_face(torch.from_numpy(tracked.mouth[run])[None])[0].cpu().numpy()
     voice = expert.embed_audio(mel[None])[0].cpu().numpy()
-    return sync_from_embeddings(face, voice, reach)
+    counted = scored_windows(scored_frames(len(tracked), joins)[run], expert.WINDOW, reach)
+    return sync_from_embeddings(face, voice, reach, counted) if counted.sum() >= MIN_WINDOWS else None
 
 
-def sync_from_embeddings(face: np.ndarray, voice: np.ndarray, reach: int) -> SyncMeasurement:
-    """Measure lip sync from unit embeddings ``[W, D]`` of the same windows of face and voice."""
+def scored_windows(scored: np.ndarray, window: int, reach: int) -> np.ndarray:
+    """Return which of the inner mouth windows ``[T - window + 1 - 2 reach]`` lie in scored frames ``[T]`` alone."""
+    whole = np.lib.stride_tricks.sliding_window_view(scored, window).all(1)
+    return whole[reach : len(whole) - reach]
+
+
+def sync_from_embeddings(
+    face: np.ndarray, voice: np.ndarray, reach: int, counted: np.ndarray | None = None
+) -> SyncMeasurement:
+    """Measure lip sync from unit embeddings ``[W, D]`` of the same windows of face and voice.
+
+    Args:
+        face: embeddings of mouth windows.
+        voice: embeddings of sound windows.
+        reach: largest offset in frames.
+        counted: which of the inner mouth windows ``[W - 2 reach]`` count, at least one; all by default.
+    """
     distances = offset_distances(face, voice, reach)
-    size = min(LER_WINDOW_FRAMES, len(distances))
-    means = [distances[start : start + size].mean(0) for start in range(0, len(distances) - size + 1, LER_HOP_FRAMES)]
+    counts = np.ones(len(distances), bool) if counted is None else counted
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], counts.astype(int), [0]])))
+    stretches = [slice(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
+    long_enough = [stretch for stretch in stretches if stretch.stop - stretch.start >= MIN_WINDOWS]
+    means = []
+    for stretch in long_enough or stretches:
+        rows = distances[stretch]
+        size = min(LER_WINDOW_FRAMES, len(rows))
+        means += [rows[start : start + size].mean(0) for start in range(0, len(rows) - size + 1, LER_HOP_FRAMES)]
+    distances = distances[counts]
     best_offsets = np.array([int(mean.argmin()) - reach for mean in means])
-    chance = offset_distances(face, voice[::-1].copy(), reach).mean(0)
+    chance = offset_distances(face, voice[::-1].copy(), reach)[counts].mean(0)
     return SyncMeasurement(
         distances.mean(0),
         reach,

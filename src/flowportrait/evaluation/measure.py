@@ -11,6 +11,7 @@ metric that cannot be measured is None or missing, never a number.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -23,6 +24,15 @@ import torch.nn.functional as F
 from scipy.ndimage import binary_opening
 
 from flowportrait.errors import BadInput
+from flowportrait.evaluation.field_networks import QUALITY_SLOTS
+from flowportrait.evaluation.joins import (
+    cut_tracks,
+    join_rows,
+    longest_stretch,
+    mean_over_stretches,
+    scored_frames,
+    scored_stretches,
+)
 from flowportrait.evaluation.lip_sync import LONG_FRAMES, measure_sync
 from flowportrait.evaluation.metrics import MetricRow
 from flowportrait.evaluation.motion_metrics import (
@@ -59,6 +69,7 @@ from flowportrait.evaluation.networks import (
     load_perceptual_stages,
 )
 from flowportrait.evaluation.tracking import VideoTracks, content_hash, track_file
+from flowportrait.evaluation.true_lips import compare_lips
 from flowportrait.media.video import FPS
 from flowportrait.rendering.motion_basis import EXPRESSION, MotionBasis
 
@@ -72,13 +83,14 @@ from flowportrait.rendering.motion_basis import EXPRESSION, MotionBasis
 # | silent lip   | median distance of the lip opening from its mean in silences of 0.3 s and more |
 # | lip sync     | mean | minmax(opening) − minmax(loudness) | during speech |
 #
-# Three measures are left out because their networks must be downloaded: global aesthetics (TOPIQ-IAA), mouth quality
-# (MUSIQ), face quality (TOPIQ-face). The total is therefore called THEval-5. Angles come from landmarks and not from
-# FaceXFormer, speech from loudness and not from Silero, so values compare with the ground truth of the same run and not
-# with the paper's.
+# Three measures need networks that may not be shipped: global aesthetics (TOPIQ-IAA), mouth quality (MUSIQ), face
+# quality (TOPIQ-face). Without them the total is called THEval-5; ``field_networks.py`` has slots for them. Angles come
+# from landmarks and not from FaceXFormer, speech from loudness and not from Silero, so values compare with the ground
+# truth of the same run and not with the paper's.
 
 THEVAL_MEASURES = ("lip_dynamics", "head_motion", "brow_dynamics", "silent_lip_stability", "lip_sync")
 THEVAL_OMITTED_MEASURES = ("global aesthetics (TOPIQ-IAA)", "mouth quality (MUSIQ)", "face quality (TOPIQ-face)")
+THEVAL_QUALITY_MEASURES = tuple(QUALITY_SLOTS.values())
 THEVAL_TOTAL_NAME = f"THEval-{len(THEVAL_MEASURES)}"
 THEVAL_SIDE = 256
 """Side in pixels to which pictures are scaled."""
@@ -182,13 +194,11 @@ def theval_score(measured: float, truth: float) -> float:
     return 1 - abs(measured - truth) / abs(truth)
 
 
-def theval_total(measured: dict[str, float], truth: dict[str, float]) -> tuple[float, dict[str, float]] | None:
+def theval_total(
+    measured: dict[str, float], truth: dict[str, float], names: Sequence[str] = THEVAL_MEASURES
+) -> tuple[float, dict[str, float]] | None:
     """Return the mean score of the measures that both have, and each score; None without a common measure."""
-    scores = {
-        name: theval_score(measured[name], truth[name])
-        for name in THEVAL_MEASURES
-        if name in measured and truth.get(name)
-    }
+    scores = {name: theval_score(measured[name], truth[name]) for name in names if name in measured and truth.get(name)}
     return (float(np.mean(list(scores.values()))), scores) if scores else None
 
 
@@ -222,13 +232,16 @@ class VideoMetrics:
     remarks: tuple[str, ...] = ()
 
 
-def measure_video(path: Path, cache: Path | None = None, nets: EvaluationNetworks | None = None) -> VideoMetrics:
+def measure_video(
+    path: Path, cache: Path | None = None, nets: EvaluationNetworks | None = None, joins: Sequence[int] = ()
+) -> VideoMetrics:
     """Measure all metrics of a video file; ``flowportrait.evaluation.metrics.METRICS`` names them.
 
     Args:
         path: the video.
         cache: folder of cached tracks and features; nothing is cached without it.
         nets: the pretrained networks; the best installed ones by default.
+        joins: frames at which the video is joined from several recordings; see ``evaluation/joins.py``.
 
     Raises:
         BadInput: the file is missing, cannot be decoded, or shows no face.
@@ -243,17 +256,22 @@ def measure_video(path: Path, cache: Path | None = None, nets: EvaluationNetwork
         "has_sound": int(len(tracked.audio) > 0),
         "source_fps": float(tracked.source_fps),
     }
-    features = compute_network_features(
-        tracked, nets or load_evaluation_networks(), None if cache is None else cache / content_hash(path)
-    )
-    turn = remove_pose(tracked.landmarks[tracked.valid])[1]
-    network, samples = _dynamics(tracked)
-    row |= _sync(tracked) | _motion_metrics(tracked) | _picture_metrics(tracked) | _identity_metrics(features)
-    row |= {f"theval_{name}": value for name, value in theval_measures(tracked, turn).items()}
+    nets = nets or load_evaluation_networks()
+    features = compute_network_features(tracked, nets, None if cache is None else cache / content_hash(path))
+    network, samples = _dynamics(tracked if not joins else longest_stretch(tracked, joins))
+    row |= _sync(tracked, joins) | mean_over_stretches(tracked, joins, _stretch_metrics) | _identity_metrics(features)
+    row |= nets.field.measure(path, tracked, joins) if nets.field else {}
     scores = dynamics_score(samples, shipped_quantiles(network)) if samples else None
     if scores:
         row |= {"ecs" if group == "all" else f"ecs_{group}": score for group, score in scores.items()}
-    return VideoMetrics(row, samples, network, expression_coefficients(tracked), features, _remarks(path, tracked))
+    expression = expression_coefficients(tracked)[scored_frames(len(tracked), joins)[tracked.valid]]
+    return VideoMetrics(row, samples, network, expression, features, _remarks(path, tracked))
+
+
+def _stretch_metrics(tracked: VideoTracks) -> MetricRow:
+    row = _motion_metrics(tracked) | _picture_metrics(tracked)
+    measures = theval_measures(tracked, remove_pose(tracked.landmarks[tracked.valid])[1])
+    return row | {f"theval_{name}": value for name, value in measures.items()}
 
 
 def expression_coefficients(tracked: VideoTracks) -> np.ndarray:
@@ -290,8 +308,8 @@ def _remarks(path: Path, tracked: VideoTracks) -> tuple[str, ...]:
     return tuple(remarks)
 
 
-def _sync(tracked: VideoTracks) -> MetricRow:
-    sync = measure_sync(tracked)
+def _sync(tracked: VideoTracks, joins: Sequence[int]) -> MetricRow:
+    sync = measure_sync(tracked, joins=joins)
     if sync is None:
         return {}
     kind = "" if sync.reach > 5 else "_short"
@@ -356,7 +374,11 @@ CROP_PAIRS = 16
 
 
 def compare_with_real(
-    clip: VideoTracks, real: VideoTracks, features: NetworkFeatures, real_features: NetworkFeatures
+    clip: VideoTracks,
+    real: VideoTracks,
+    features: NetworkFeatures,
+    real_features: NetworkFeatures,
+    joins: Sequence[int] = (),
 ) -> MetricRow:
     """Measure a clip against the real clip of the same name, over the frames that both have.
 
@@ -367,19 +389,30 @@ def compare_with_real(
         real: tracks of the real clip.
         features: network features of the clip.
         real_features: network features of the real clip.
+        joins: frames at which both are joined.
     """
+    row = _compare_stretch(clip, real)
+    if joins:
+        stretches = [one for one in scored_stretches(len(real), joins) if one.stop <= len(clip)]
+        pairs = [(one.stop - one.start, cut_tracks(clip, one), cut_tracks(real, one)) for one in stretches]
+        row = join_rows([(frames, _compare_stretch(part, real_part)) for frames, part, real_part in pairs])
+    if len(features.identity) and len(real_features.identity) and row.get("compared_frames"):
+        middle = real_features.identity.mean(0)
+        row["csim"] = float((features.identity @ (middle / np.linalg.norm(middle))).mean())
+    return row
+
+
+def _compare_stretch(clip: VideoTracks, real: VideoTracks) -> MetricRow:
     length = min(len(clip), len(real))
     both = clip.valid[:length] & real.valid[:length]
     row: MetricRow = {"compared_frames": int(both.sum())}
     if not both.any():
         return row
+    row |= compare_lips(clip, real)
     faces = [_fill_missing_frames(expression_coefficients(t), t)[:length] for t in (clip, real)]
     row["aed"] = float(np.abs(faces[0] - faces[1])[both].mean())
     turns = [_fill_missing_frames(remove_pose(t.landmarks[t.valid])[1], t)[:length] for t in (clip, real)]
     row["apd"] = float(np.abs(turns[0] - turns[1])[both].mean())
-    if len(features.identity) and len(real_features.identity):
-        middle = real_features.identity.mean(0)
-        row["csim"] = float((features.identity @ (middle / np.linalg.norm(middle))).mean())
     _, here, there = np.intersect1d(clip.crop_at, real.crop_at, return_indices=True)
     if len(here):
         chosen = np.unique(np.linspace(0, len(here) - 1, min(len(here), CROP_PAIRS)).round().astype(int))

@@ -57,6 +57,24 @@ SYNC_METRICS = _group(
     ("ler_excess", "LER over real", "down", 3, "LER minus that of the real clip of the same name"),
     ("silent_lip", "Silent lip", "down", 4, "lip gap over eye distance in silence"),
 )
+SYNCNET_METRICS = _group(
+    "Lip sync by SyncNet",
+    ("syncnet_lse_c", "SyncNet LSE-C", "up", 2, "confidence of SyncNet, offsets ±15 (3 s and longer)"),
+    ("syncnet_in_time", "SyncNet LSE-C at 0", "up", 2, "median distance minus the distance at offset zero"),
+    ("syncnet_lse_d", "SyncNet LSE-D", "down", 2, "distance of SyncNet, offsets ±15 (3 s and longer)"),
+    ("syncnet_offset_error", "SyncNet |offset|", "down", 2, "frames between mouth and sound, offsets ±15"),
+    ("syncnet_lse_c_short", "SyncNet LSE-C (short)", "up", 2, "the same for clips under 3 s, offsets ±5"),
+    ("syncnet_in_time_short", "SyncNet LSE-C at 0 (short)", "up", 2, "the same for clips under 3 s"),
+    ("syncnet_lse_d_short", "SyncNet LSE-D (short)", "down", 2, "the same for clips under 3 s"),
+    ("syncnet_offset_error_short", "SyncNet |offset| (short)", "down", 2, "the same for clips under 3 s"),
+)
+TRUE_LIPS_METRICS = _group(
+    "Lips against the true lips",
+    ("lower_face_distance", "Lower-face distance", "down", 2, "lips and chin off the real clip, % of eye distance"),
+    ("lip_motion_distance", "Lip-motion distance", "down", 2, "the same without each clip's mean shape"),
+    ("opening_correlation", "Opening correlation", "up", 3, "of the lips' opening with the real clip's over time"),
+    ("opening_ratio", "Opening / true", "real", 2, "spread of the opening over the real clip's; 1 is right"),
+)
 EXPRESSION_METRICS = _group(
     "Expression",
     ("ecs", "ECS per clip", "up", 3, "likeness of facial-action dynamics to real footage of many people"),
@@ -105,9 +123,13 @@ WHOLE_SYSTEM_METRICS = _group(
     ("fid", "FID-style", "down", 3, "Fréchet distance of image features of faces from the real clips"),
     ("fvd", "FVD-style", "down", 3, "Fréchet distance of video features of faces from the real clips"),
     ("theval", "THEval-5", "up", 3, "mean of five of THEval's eight scores, 1 − |m − GT| / |GT|"),
+    ("theval_8", "THEval", "up", 3, "mean of all eight of THEval's scores, where their networks are there"),
 )
 THEVAL_METRICS = _group(
     "THEval measures",
+    ("theval_global_aesthetics", "Global aesthetics", "real", 3, "TOPIQ-IAA of whole frames"),
+    ("theval_mouth_quality", "Mouth quality", "real", 2, "MUSIQ of the mouth"),
+    ("theval_face_quality", "Face quality", "real", 4, "TOPIQ-face of whole frames"),
     ("theval_lip_dynamics", "Lip dynamics", "real", 3, "spread of distances between lip points, px of 256"),
     ("theval_head_motion", "Head motion", "real", 3, "spread and unsteadiness of pose, and of place in px of 256"),
     ("theval_brow_dynamics", "Brow dynamics", "real", 5, "step of the brow–eye distance over the eyes' distance"),
@@ -123,6 +145,8 @@ COST_METRICS = _group(
 )
 METRICS = (
     SYNC_METRICS
+    + SYNCNET_METRICS
+    + TRUE_LIPS_METRICS
     + EXPRESSION_METRICS
     + MOTION_METRICS
     + PICTURE_METRICS

@@ -5,7 +5,8 @@
 | image      | MobileNetV2, ImageNet (``weights/image_features``)                     | FLOWPORTRAIT_INCEPTION (.pt)   |
 | video      | spread and change of MobileNetV2's early features over 16 frames       | FLOWPORTRAIT_I3D (.pt)         |
 
-The environment variables name files. The .pt files are the TorchScript networks with which FID and FVD are usually
+The environment variables name files; ``field_networks.py`` lists all of them, and the names by which a folder of files
+is searched. The .pt files are the TorchScript networks with which FID and FVD are usually
 measured (inception-2015-12-05.pt, i3d_torchscript.pt); ArcFace is the usual 112 × 112 ONNX. Without dlib and ArcFace
 identity is not measured, which the report lists. The parts in order: MobileNetV2, the networks, features of a clip.
 """
@@ -13,7 +14,6 @@ identity is not measured, which the report lists. The parts in order: MobileNetV
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from flowportrait.devices import (
     read_weights,
 )
 from flowportrait.errors import BadInput
+from flowportrait.evaluation.field_networks import FieldNetworks, find_network_files
 from flowportrait.evaluation.tracking import VideoTracks, dlib_model_path, load_or_compute
 from flowportrait.files import shipped_weights
 
@@ -108,6 +109,7 @@ class EvaluationNetworks:
     image: CropNetwork | None
     texture: CropNetwork | None
     video: TorchScriptNetwork | None
+    field: FieldNetworks | None = None
 
     def names(self) -> dict[str, str]:
         """Return the names of the networks by their purpose, for the report."""
@@ -119,7 +121,7 @@ class EvaluationNetworks:
             else f"{self.texture.name}, spread and change over 16 frames"
             if self.texture
             else "not installed",
-        }
+        } | (self.field.names() if self.field else {})
 
 
 class DlibIdentity:
@@ -205,19 +207,23 @@ class TorchScriptNetwork:
 
 
 @cached_per_device
-def load_evaluation_networks() -> EvaluationNetworks:
+def load_evaluation_networks(folder: Path | None = None) -> EvaluationNetworks:
     """Load the best network of each kind that is installed.
 
+    Args:
+        folder: folder with the networks of the field, see ``field_networks.py``; by default those that environment
+            variables name.
+
     Raises:
-        BadInput: a file named by an environment variable is missing or is another kind of network.
+        BadInput: a file is missing or is another kind of network.
     """
-    arcface, inception, i3d = (
-        _file_from_environment(f"FLOWPORTRAIT_{name}") for name in ("ARCFACE", "INCEPTION", "I3D")
-    )
+    files = find_network_files(folder)
+    arcface, inception, i3d = (files.get(key) for key in ("arcface", "inception", "i3d"))
     has_dlib = dlib_model_path("dlib_face_recognition_resnet_model_v1.dat") is not None
     identity: CropNetwork | None = ArcFace(arcface) if arcface else DlibIdentity() if has_dlib else None
     image: CropNetwork = TorchScriptNetwork(inception) if inception else MobileNetFeatures(14)
-    return EvaluationNetworks(identity, image, MobileNetFeatures(4), TorchScriptNetwork(i3d) if i3d else None)
+    video = TorchScriptNetwork(i3d) if i3d else None
+    return EvaluationNetworks(identity, image, MobileNetFeatures(4), video, FieldNetworks.load(files))
 
 
 PERCEPTUAL_STAGES = (2, 4, 7, 14)
@@ -241,15 +247,6 @@ def load_perceptual_stages() -> Callable[[torch.Tensor], list[torch.Tensor]]:
 
 def _normalize(picture: torch.Tensor) -> torch.Tensor:
     return (picture - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
-
-
-def _file_from_environment(variable: str) -> Path | None:
-    value = os.environ.get(variable)
-    if not value:
-        return None
-    if not Path(value).is_file():
-        raise BadInput(f"{variable} names {value}, which does not exist: give the file or unset the variable.")
-    return Path(value)
 
 
 @cached_per_device

@@ -190,7 +190,7 @@ def write_html_report(
         ),
         _section("By group", html_groups_table(comparison.groups)),
         _section("Against real footage", radar_svg(comparison), "1 − |m − real| / |real|: the rim is real footage."),
-        _section("Intervals", intervals_svg(comparison), "Mean over clips and 95 % interval."),
+        _section("Intervals", intervals_svg(comparison), "Mean and 95 % interval."),
         _section("Every clip", distributions_svg(comparison), "A dot is a clip, the bar is the median."),
         _section(
             "Clip by clip",

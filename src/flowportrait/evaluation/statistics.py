@@ -1,8 +1,10 @@
 """Confidence intervals, significance tests and the correction for multiple tests.
 
     bootstrap   x̄* = mean over items drawn with replacement; 95 % percentile interval of 4000 such means
+    speakers    clips of one speaker are alike: each speaker's clips are averaged, and speakers are drawn
     jackknife   ± 1.96 √( (k − 1) · var of the statistic with one of k groups left out )
     p           Wilcoxon's signed-rank test of paired differences; McNemar's exact test of paired yes/no answers
+    visible     (t₀.₉₇₅ + t₀.₈) · s / √n, the difference that a paired test of n speakers finds with 80 % power
     Holm        the r-th smallest of m p values times m − r + 1, never below the one before (Holm 1979)
 
 Resampling depends only on the shape of the values and the seed, so the same values always give the same interval.
@@ -11,11 +13,12 @@ Resampling depends only on the shape of the values and the seed, so the same val
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 from scipy.stats import binomtest, wilcoxon
+from scipy.stats import t as student_t
 
 RESAMPLES = 4000
 MIN_PAIRS = 6
@@ -28,12 +31,16 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over clips with its 95 % interval; ``low`` and ``high`` are None for a single clip."""
+    """A mean over clips with its 95 % interval; ``low`` and ``high`` are None for a single clip.
+
+    ``speakers`` is the number of speakers where each of them counts the same, and the interval is over them.
+    """
 
     mean: float
     low: float | None
     high: float | None
     clips: int
+    speakers: int | None = None
 
     @property
     def excludes_zero(self) -> bool:
@@ -84,6 +91,51 @@ def bootstrap_mean(values: np.ndarray, seed: int = 0) -> Estimate:
     return Estimate(mean, *percentile_interval(resampled_means(values, seed)), clips)
 
 
+def speaker_means(values: np.ndarray, speakers: Sequence[str]) -> np.ndarray:
+    """Return the mean ``[n]`` of the clips ``[N]`` of each speaker, in the order in which speakers first appear."""
+    names = np.array(speakers)
+    return np.array([values[names == name].mean() for name in dict.fromkeys(speakers)])
+
+
+def bootstrap_speakers(values: np.ndarray, speakers: Sequence[str], seed: int = 0) -> Estimate:
+    """Return the mean over speakers of their clips' means, with a bootstrap interval over speakers.
+
+    Clips of one speaker are alike, so an interval over clips would be too narrow. There is no interval for one speaker.
+
+    Args:
+        values: metric of the clips ``[N]``.
+        speakers: who speaks in each clip.
+        seed: random seed.
+    """
+    found = bootstrap_mean(speaker_means(values, speakers), seed)
+    return replace(found, clips=len(values), speakers=found.clips)
+
+
+def smallest_visible_difference(
+    differences: np.ndarray, speakers: Sequence[str] | None = None, power: float = 0.8, level: float = 0.05
+) -> float | None:
+    """Return the smallest true difference that a paired test would find with a given power.
+
+    It is that of the two-sided t-test of the mean of n paired differences, with the standard deviation of these:
+    (t_{1 − level/2} + t_{power}) · s / √n with n − 1 degrees of freedom (Bloom 1995).
+
+    Args:
+        differences: paired differences of clips ``[N]``.
+        speakers: who speaks in each clip; the n differences are the means of the speakers. By default those of clips.
+        power: probability of finding it.
+        level: probability of finding one where there is none.
+
+    Returns:
+        The difference, in the metric's unit; None for fewer than three speakers.
+    """
+    values = differences if speakers is None else speaker_means(differences, speakers)
+    count = len(values)
+    if count < 3:
+        return None
+    quantiles = student_t.ppf(1 - level / 2, count - 1) + student_t.ppf(power, count - 1)
+    return float(quantiles * values.std(ddof=1) / np.sqrt(count))
+
+
 def bootstrap_ratio(values: np.ndarray, base: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """Return the mean of ``values`` ``[n]`` over that of ``base`` ``[n]``, with a bootstrap interval over items."""
     _, items = draw_resample_indices(len(base), resamples=resamples, seed=seed)
@@ -96,6 +148,7 @@ def jackknife(
     statistic: Callable[[Sequence[Item]], float | None],
     lowest: float = -np.inf,
     highest: float = np.inf,
+    speakers: Sequence[str] | None = None,
 ) -> Estimate | None:
     """Return a statistic of all items ± 1.96 standard errors from leaving out a tenth of the items at a time.
 
@@ -106,6 +159,7 @@ def jackknife(
         statistic: function that returns a number, or None if there are too few items.
         lowest: lower bound of the interval.
         highest: upper bound of the interval.
+        speakers: who speaks in each item; then one speaker at a time is left out.
 
     Returns:
         The estimate; None if there are too few items.
@@ -114,12 +168,15 @@ def jackknife(
     if mean is None:
         return None
     folds = min(JACKKNIFE_GROUPS, len(items))
-    left_out = [statistic([item for i, item in enumerate(items) if i % folds != fold]) for fold in range(folds)]
+    fold_of: Sequence[object] = [i % folds for i in range(len(items))] if speakers is None else speakers
+    names = list(dict.fromkeys(fold_of))
+    left_out = [statistic([item for item, own in zip(items, fold_of, strict=True) if own != name]) for name in names]
     values = np.array([value for value in left_out if value is not None])
+    count = None if speakers is None else len(names)
     if len(values) < 2:
-        return Estimate(mean, None, None, len(items))
+        return Estimate(mean, None, None, len(items), count)
     half_width = 1.96 * float(np.sqrt((len(values) - 1) * values.var()))
-    return Estimate(mean, max(lowest, mean - half_width), min(highest, mean + half_width), len(items))
+    return Estimate(mean, max(lowest, mean - half_width), min(highest, mean + half_width), len(items), count)
 
 
 def signed_rank_p(differences: np.ndarray) -> float | None:

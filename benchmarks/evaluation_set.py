@@ -108,7 +108,7 @@ def build_set(
     videos = [entry for entry in dev_speakers(footage) if _group_of(entry[0]) in groups]
     news: dict[str, list[SourcePart]] = defaultdict(list)
     for file, speaker in progress(videos, len(videos), "reading footage"):
-        group, length = _group_of(file), usable_frames(footage / file)
+        group, length = _group_of(file) or "", usable_frames(footage / file)
         digest = hashlib.sha256((footage / file).read_bytes()).hexdigest()
         if group == NEWS:
             news[speaker].append(SourcePart(file, 0, length, digest))

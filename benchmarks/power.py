@@ -179,7 +179,8 @@ def add_minutes(meter: SetMeter, options: PowerOptions, everything: list[SetPiec
     """Measure windows of a minute beside the same sound generated on its own."""
     systems = list(meter.videos.animators)
     names = [name for system in systems for name in (long_name(system), fresh_name(system))]
-    windows, speakers = {}, {}
+    windows: dict[int, Any] = {}
+    speakers: dict[str, str] = {}
     first: dict[str, dict[str, np.ndarray]] = {}
     for start in POSITIONS:
         pieces = [

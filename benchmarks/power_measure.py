@@ -173,8 +173,8 @@ class SetMeter:
             for system, metrics in measured.items():
                 row = metrics.row
                 if real and system != REAL:
-                    tracks = (self.videos.tracks(name, piece.name) for name in (system, REAL))
-                    row = row | compare_with_real(*tracks, metrics.features, measured[REAL].features, piece.joins)
+                    ours, theirs = (self.videos.tracks(name, piece.name) for name in (system, REAL))
+                    row = row | compare_with_real(ours, theirs, metrics.features, measured[REAL].features, piece.joins)
                 found.rows[system][piece.name], found.videos[system][piece.name] = row, metrics
         return found
 

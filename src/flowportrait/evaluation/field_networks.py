@@ -159,11 +159,11 @@ class SyncNet(nn.Module):
         """
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            widths = [
+            audio, face = (
                 [len(state[f"{part}.{place}.weight"]) for place in (0, 4, 8, 11, 14, 18)]
                 for part in ("netcnnaud", "netcnnlip")
-            ]
-            network = cls(*widths, dim=len(state["netfclip.3.weight"]))
+            )
+            network = cls(audio, face, dim=len(state["netfclip.3.weight"]))
             network.load_state_dict(state)
         except Exception as error:  # torch.load and load_state_dict raise whatever they meet
             raise BadInput(f"{path} holds no weights of SyncNet: give syncnet_v2.model.") from error

@@ -186,7 +186,7 @@ def measure_sync(
 
 def scored_windows(scored: np.ndarray, window: int, reach: int) -> np.ndarray:
     """Return which of the inner mouth windows ``[T - window + 1 - 2 reach]`` lie in scored frames ``[T]`` alone."""
-    whole = np.lib.stride_tricks.sliding_window_view(scored, window).all(1)
+    whole: np.ndarray = np.asarray(np.lib.stride_tricks.sliding_window_view(scored, window).all(1))
     return whole[reach : len(whole) - reach]
 
 

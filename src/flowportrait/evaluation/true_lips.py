@@ -59,7 +59,7 @@ def compare_lips(clip: VideoTracks, real: VideoTracks) -> MetricRow:
     }
     if spreads[1] > MIN_OPENING_SPREAD:
         moving = spreads[0] > MIN_OPENING_SPREAD
-        row["opening_correlation"] = float(np.corrcoef(*openings)[0, 1]) if moving else 0.0
+        row["opening_correlation"] = float(np.corrcoef(openings[0], openings[1])[0, 1]) if moving else 0.0
         row["opening_ratio"] = spreads[0] / spreads[1]
     return row
 

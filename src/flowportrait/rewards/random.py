@@ -20,12 +20,16 @@ RANDOM_REWARDS = ("random", "random_mouth", "random_eyes", "random_head")
 
 @dataclass(frozen=True)
 class RandomReward:
-    """Scores every sample with a random number from 0 to 1, which depends on its motion and on the reward's name."""
+    """Scores every sample with a random number from 0 to 1, which depends on the sample and on the reward's name.
+
+    The sample is its motion, or its latents if it has no motion: pictures and data that show no face.
+    """
 
     name: str = RANDOM_REWARDS[0]
-    needs: frozenset[str] = frozenset({"motion"})
+    needs: frozenset[str] = frozenset()
 
     def __call__(self, batch: RewardBatch) -> Score:
-        motion = batch.motion.detach().float().cpu().contiguous().numpy()
-        keys = [hashlib.sha256(self.name.encode() + sample.tobytes()).digest() for sample in motion]
+        samples = batch.motion if batch.latents is None or batch.motion.any() else batch.latents
+        numbers = samples.detach().float().cpu().contiguous().numpy()
+        keys = [hashlib.sha256(self.name.encode() + sample.tobytes()).digest() for sample in numbers]
         return all_valid(torch.tensor([int.from_bytes(key[:4], "big") / 2**32 for key in keys]))

@@ -45,7 +45,8 @@ class CameraModel(nn.Module):
         return (scenes([item.text for item in items]),)
 
     def velocity(self, x: torch.Tensor, sigma: torch.Tensor, known: tuple[torch.Tensor]) -> torch.Tensor:
-        return self.net(torch.cat([x.flatten(1), sigma[:, None], known[0]], 1)).reshape(x.shape)
+        clean = self.net(torch.cat([x.flatten(1), sigma[:, None], known[0]], 1)).reshape(x.shape)
+        return (x - clean) / sigma.clamp_min(0.1)[:, None, None]
 
     def decode(self, x: torch.Tensor, known: tuple[torch.Tensor]) -> DecodedSamples:
         return DecodedSamples(data=x)
@@ -86,23 +87,24 @@ def make_scenes(count: int, seed: int) -> tuple[list[Item], torch.Tensor]:
     radius = 2.5 + 0.5 * torch.randn(count, 1, generator=draw)
     position = subject[:, None] + torch.stack([radius * angle.cos(), radius * angle.sin(), 0.4 + 0 * angle], -1)
     obstacle = position[:, FRAMES // 2, :2] + 0.6 * torch.randn(count, 2, generator=draw)
-    miss = 0.35 * torch.randn(count, 1, 2, generator=draw)
+    miss = 0.5 * torch.randn(count, 1, 2, generator=draw)
     yaw, pitch = angle + 3.14159, torch.atan2(-0.4 + 0 * angle, radius + 0 * angle)
     path = torch.cat([position, torch.stack([yaw, pitch], -1) + miss], -1)
     words = torch.cat([subject, obstacle], 1).tolist()
     return [Item(f"{seed}-{i}", " ".join(f"{v:.3f}" for v in row)) for i, row in enumerate(words)], path
 
 
-def main(output: Path, iterations: int = 30) -> ControlledResult:
+def main(output: Path, iterations: int = 40) -> ControlledResult:
     """Post-train on 48 scenes, and score 32 others."""
     torch.manual_seed(0)
     model = CameraModel()
     fit_generator(model, *make_scenes(4096, 0), steps=1500)
     config = fp.PostTrainConfig.from_recipe(
-        "flow-dpo", groups=24, group_size=8, iterations=iterations, learning_rate=1e-3, checkpoint_every=iterations
+        "flow-dpo", groups=48, group_size=6, updates=4, iterations=iterations, learning_rate=5e-4,
+        checkpoint_every=iterations, **{"objective.beta": 300.0, "objective.anchor": 1.0},
     )
     train, held_out = make_scenes(48, 1)[0], make_scenes(32, 2)[0]
-    return train_with_control(model, {in_frame: 0.5, no_collision: 0.3, smooth: 0.2}, config, train, held_out, output)
+    return train_with_control(model, {in_frame: 0.4, no_collision: 0.3, smooth: 0.3}, config, train, held_out, output)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ from flowportrait.rl.plan import apply_policy_schedule
 from flowportrait.rl.rollout import rollout
 from flowportrait.rl.task import Task
 
+SCORING_ITERATION = 2**32
+"""The iteration in the key of the noise, one that no training reaches."""
+
 
 @torch.no_grad()
 def mean_scores(
@@ -40,7 +43,7 @@ def mean_scores(
     plan = replace(plan, stochastic=torch.zeros_like(plan.stochastic), record=plan.record[:, :0], forks=())
     trajectory = rollout(
         policy, condition, group, torch.arange(len(group)), apply_policy_schedule(policy, plan), ode_kernel(),
-        NoiseKey(config.seed, config.iterations, config.version),
+        NoiseKey(config.seed, SCORING_ITERATION, config.version),
     )  # fmt: skip
     scores = rewards(task.batch(policy, trajectory, drawn.select(group)))
     return {name: float(score.value[score.valid].mean()) for name, score in scores.items()}

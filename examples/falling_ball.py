@@ -1,52 +1,33 @@
-"""Falling balls with a stream of depth, after the abstracts of PhyGround and MMPhysVideo; an illustration of the kind, not a reproduction.
+"""A falling ball, after the abstracts of PhyGround and MMPhysVideo: an illustration of the kind, not a reproduction.
 
-PhyGround (2605.10806) grades videos law by law; MMPhysVideo (2604.02817) generates a perceptual stream beside the picture.
-Here a flow model makes what a camera sees of a bouncing ball (x, y and radius in the picture) and, as a second stream,
-its depth. It has learned from films with wrong gravity and wrong depth. A rule checks each law, and the agreement of both.
+PhyGround (2605.10806) grades videos law by law; MMPhysVideo (2604.02817) generates perceptual streams beside the picture.
+Here a flow model makes what a camera sees of a bouncing ball (x, y and ten times the radius in the picture) and, as a
+second stream, its depth. It has learned from films with wrong gravity, bounces, floor and depth. A rule checks each law.
 
     python -m examples.falling_ball OUTPUT
 """
-
-from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
 import flowportrait as fp
-from flowportrait.adapters.policy import DecodedSamples, Item
+from flowportrait.adapters.policy import Item
 from flowportrait.adapters.pretraining import fit_generator
+from flowportrait.adapters.small_flow import SmallFlow
 from flowportrait.rl.control import ControlledResult, train_with_control
 
 FRAMES, FALL, STEP, GRAVITY, RADIUS = 16, 6, 0.08, 9.8, 0.2
 """Frames, those before any bounce, seconds between them, m/s², and radius of the ball in metres."""
 CENTRE, SCALE = torch.tensor([0.0, 0.3, 0.5, 4.0]), torch.tensor([0.1, 0.25, 0.06, 0.7])
+"""Mean and scale of the four columns of a film."""
 
 
-class BallModel(nn.Module):
-    """Velocity of films ``[B, T, 4]``: x, y and ten times the radius in the picture, then depth in metres."""
-
-    shape = (FRAMES, 4)
-
-    def __init__(self, width: int = 128) -> None:
-        super().__init__()
-        size = FRAMES * 4
-        self.net = nn.Sequential(nn.Linear(size + 4, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
-                                 nn.Linear(width, size))  # fmt: skip
-
-    def encode(self, items: Sequence[Item]) -> tuple[torch.Tensor]:
-        """Return ``[B, 3]``: height of the start in metres, speed to the right and speed away in m/s."""
-        return (torch.tensor([[float(word) for word in item.text.split()] for item in items]),)
-
-    def velocity(self, x: torch.Tensor, sigma: torch.Tensor, known: tuple[torch.Tensor]) -> torch.Tensor:
-        clean = self.net(torch.cat([x.flatten(1), sigma[:, None], known[0]], 1)).reshape(x.shape)
-        return (x - clean) / sigma.clamp_min(0.1)[:, None, None]
-
-    def decode(self, x: torch.Tensor, known: tuple[torch.Tensor]) -> DecodedSamples:
-        return DecodedSamples(data=CENTRE + SCALE * x, fps=1 / STEP)
+def starts(texts: Sequence[str]) -> torch.Tensor:
+    """Return ``[B, 3]``: the height of the start in metres, the speeds to the right and away in m/s."""
+    return torch.tensor([[float(word) for word in text.split()] for text in texts])
 
 
 def height(batch: fp.RewardBatch) -> torch.Tensor:
@@ -81,7 +62,7 @@ def agreement(batch: fp.RewardBatch) -> torch.Tensor:
 
 
 def make_films(count: int, seed: int) -> tuple[list[Item], torch.Tensor]:
-    """Return starts, and a film ``[count, T, 4]`` of each with wrong gravity, bounces, floor and depth."""
+    """Return starts, and the latents ``[count, T, 4]`` of a film of each with wrong gravity, bounces, floor and depth."""
     draw = torch.Generator().manual_seed(seed)
     start = torch.rand(count, 3, generator=draw) + torch.tensor([1.5, -0.5, -0.5])
     error = torch.rand(count, 4, generator=draw)
@@ -90,26 +71,24 @@ def make_films(count: int, seed: int) -> tuple[list[Item], torch.Tensor]:
     for _ in range(FRAMES):
         heights.append(y)
         y, speed = y + speed * STEP - pull * STEP**2 / 2, speed - pull * STEP
-        speed = torch.where(y < level, bounce * speed.abs(), speed)
-        y = torch.maximum(y, level)
+        y, speed = torch.maximum(y, level), torch.where(y < level, bounce * speed.abs(), speed)
     seconds = STEP * torch.arange(FRAMES)
     depth = 4 + start[:, 2:] * seconds
-    film = [start[:, 1:2] * seconds / depth, torch.stack(heights, 1) / depth, 10 * RADIUS / depth,
-            depth * (0.7 + 0.6 * error[:, 3:])]  # fmt: skip
-    words = [" ".join(f"{number:.3f}" for number in row) for row in start.tolist()]
-    return [Item(f"{seed}-{index}", text) for index, text in enumerate(words)], (torch.stack(film, -1) - CENTRE) / SCALE
+    film = [start[:, 1:2] * seconds / depth, torch.stack(heights, 1) / depth, 10 * RADIUS / depth]
+    film.append(depth * (0.7 + 0.6 * error[:, 3:]))
+    texts = [" ".join(f"{number:.3f}" for number in row) for row in start.tolist()]
+    return [Item(f"{seed}-{i}", text) for i, text in enumerate(texts)], (torch.stack(film, -1) - CENTRE) / SCALE
 
 
 def main(output: Path, iterations: int = 30) -> ControlledResult:
     """Post-train on 48 starts, and score 32 others."""
-    torch.manual_seed(0)
-    model = BallModel()
+    model = SmallFlow((FRAMES, 4), 3, starts, lambda x: CENTRE + SCALE * x, fps=1 / STEP)
     fit_generator(model, *make_films(4096, 0), steps=1500)
     config = fp.PostTrainConfig.from_recipe(
         "cps", groups=12, group_size=16, iterations=iterations, learning_rate=1e-3, checkpoint_every=iterations
     )
-    train, held_out = make_films(48, 1)[0], make_films(32, 2)[0]
-    return train_with_control(model, {gravity: 0.5, energy: 0.1, floor: 0.1, agreement: 0.3}, config, train, held_out, output)
+    rewards = {gravity: 0.5, energy: 0.1, floor: 0.1, agreement: 0.3}
+    return train_with_control(model, rewards, config, make_films(48, 1)[0], make_films(32, 2)[0], output)
 
 
 if __name__ == "__main__":

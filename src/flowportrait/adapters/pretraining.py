@@ -1,6 +1,6 @@
 """Supervised training of a third-party generator by flow matching, for a start that post-training can improve.
 
-    x_σ = (1 − σ)·x_0 + σ·ε,   loss = |velocity(x_σ, σ, known) − (ε − x_0)|²
+x_σ = (1 − σ)·x_0 + σ·ε,   loss = |velocity(x_σ, σ, known) − (ε − x_0)|²
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """This module scores the samples that a policy makes of prompts, without training on them.
 
-    prompts ─► condition ─► samples of the ODE, with the same initial noise each time ─► rewards ─► mean of each
+prompts ─► condition ─► samples of the ODE, with the same initial noise each time ─► rewards ─► mean of each
 """
 
 from __future__ import annotations

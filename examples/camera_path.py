@@ -1,8 +1,8 @@
 """Camera paths, after the abstracts of VERTIGO and Geo-Align: an illustration of the kind, not a reproduction.
 
-VERTIGO (2604.02467) renders previews of generated camera paths and trains by DPO on their ranking; Geo-Align (2605.23903)
-rewards metric geometry. Here a flow model makes paths around a subject; rules judge a preview, which is the projection of
-a cube. The model has learned from paths that move well, aim badly, and may pass through an obstacle.
+VERTIGO (2604.02467) renders previews of generated camera paths and trains by DPO on their ranking; Geo-Align
+(2605.23903) rewards metric geometry. Here a flow model makes paths around a subject; rules judge a preview, which is
+the projection of a cube. The model has learned from paths that move well, aim badly, and may pass through an obstacle.
 
     python -m examples.camera_path OUTPUT
 """

@@ -1,8 +1,8 @@
 """A falling ball, after the abstracts of PhyGround and MMPhysVideo: an illustration of the kind, not a reproduction.
 
-PhyGround (2605.10806) grades videos law by law; MMPhysVideo (2604.02817) generates perceptual streams beside the picture.
-Here a flow model makes what a camera sees of a bouncing ball (x, y and ten times the radius in the picture) and, as a
-second stream, its depth. It has learned from films with wrong gravity, bounces, floor and depth. A rule checks each law.
+PhyGround (2605.10806) grades videos law by law; MMPhysVideo (2604.02817) generates perceptual streams beside the
+picture. Here a flow model makes what a camera sees of a bouncing ball (x, y and ten times the radius in the picture)
+and, as a second stream, its depth. It has learned from films in which all of this is wrong. A rule checks each law.
 
     python -m examples.falling_ball OUTPUT
 """
@@ -62,7 +62,7 @@ def agreement(batch: fp.RewardBatch) -> torch.Tensor:
 
 
 def make_films(count: int, seed: int) -> tuple[list[Item], torch.Tensor]:
-    """Return starts, and the latents ``[count, T, 4]`` of a film of each with wrong gravity, bounces, floor and depth."""
+    """Return starts, and latents ``[count, T, 4]`` of films with wrong gravity, bounces, floor and depth."""
     draw = torch.Generator().manual_seed(seed)
     start = torch.rand(count, 3, generator=draw) + torch.tensor([1.5, -0.5, -0.5])
     error = torch.rand(count, 4, generator=draw)

@@ -2,8 +2,8 @@
 
 OmniShow (2604.11804) generates video from text, a reference image, sound and pose together. Here these are a word, two
 numbers, a loudness per frame and a final pose, and a flow model makes the tracks of a figure. It has learned from films
-that follow word and image, follow the pose loosely and ignore the sound. Each condition has a reward, which is measured
-with the own condition and ``swapped``, with that of another prompt: where the two do not differ, the condition is ignored.
+that follow word and image, follow the pose loosely and ignore the sound. Each condition has a reward, measured with the
+prompt's own condition and ``swapped``, with that of another prompt: where the two agree, the condition is ignored.
 
     python -m examples.four_conditions OUTPUT
 """

@@ -8,10 +8,10 @@ background and leave noise. The right edit is known, so that each of the three i
 """
 
 import sys
+from collections import namedtuple
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch.nn.functional import unfold
@@ -26,20 +26,15 @@ SIDE = 8
 COLOURS = {"red": (1.0, -1.0, -1.0), "green": (-1.0, 1.0, -1.0), "blue": (-1.0, -1.0, 1.0), "white": (1.0, 1.0, 1.0)}
 
 
-class Edits(NamedTuple):
-    """Pictures ``[B, 3, S, S]`` from −1 to 1, the mask of the rectangle ``[B, 1, S, S]`` and its colour ``[B, 3]``."""
-
-    source: torch.Tensor
-    target: torch.Tensor
-    mask: torch.Tensor
-    colour: torch.Tensor
+Edits = namedtuple("Edits", ["source", "target", "mask", "colour"])
+"""Source, right edit and mask of the rectangle ``[B, 3, S, S]``, from −1 to 1, and its new colour ``[B, 3]``."""
 
 
 @cache
 def draw_edit(text: str) -> Edits:
     """Draw the source and the right edit of the instruction ``red to blue at LEFT TOP WIDTH HEIGHT on GREY``."""
     before, _, after, _, left, top, width, height, _, grey = text.split()
-    mask = torch.zeros(1, SIDE, SIDE)
+    mask = torch.zeros(3, SIDE, SIDE)
     mask[:, int(top) : int(top) + int(height), int(left) : int(left) + int(width)] = 1
     ramp = float(grey) + torch.linspace(-0.3, 0.3, SIDE).expand(3, SIDE, SIDE)
     old, new = torch.tensor(COLOURS[before]), torch.tensor(COLOURS[after])
@@ -65,9 +60,8 @@ def instruction(batch: fp.RewardBatch) -> torch.Tensor:
 def preservation(batch: fp.RewardBatch) -> torch.Tensor:
     """Return minus the mean error outside the rectangle ``[B]``."""
     edit = edits(batch.transcript)
-    return -((batch.data[:, 0] - edit.source).abs() * (1 - edit.mask)).sum((1, 2, 3)) / (
-        3 * (1 - edit.mask).sum((1, 2, 3))
-    )
+    error, rest = (batch.data[:, 0] - edit.source).abs(), 1 - edit.mask
+    return -(error * rest).sum((1, 2, 3)) / rest.sum((1, 2, 3))
 
 
 def quality(batch: fp.RewardBatch) -> torch.Tensor:
@@ -81,15 +75,12 @@ def make_edits(count: int, seed: int) -> tuple[list[Item], torch.Tensor]:
     draw, texts = torch.Generator().manual_seed(seed), []
     for _ in range(count):
         before, after = (list(COLOURS)[index] for index in torch.randperm(4, generator=draw)[:2].tolist())
-        (left, top), (width, height) = (
-            torch.randint(low, low + n, (2,), generator=draw) for low, n in ((1, 2), (3, 3))
-        )
+        left, top, width, height = (torch.rand(4, generator=draw) * 3 + torch.tensor([0, 0, 3, 3])).int().tolist()
         grey = float(torch.rand((), generator=draw)) - 0.5
         texts.append(f"{before} to {after} at {left} {top} {width} {height} on {grey:.3f}")
     edit, share = edits(texts), torch.rand(count, 1, 1, 1, generator=draw)
     tint = 0.3 * torch.randn(count, 3, 1, 1, generator=draw) * (1 - edit.mask)
-    noise = 0.1 * torch.randn(count, 3, SIDE, SIDE, generator=draw)
-    flawed = edit.source + (edit.target - edit.source) * share + tint + noise
+    flawed = edit.source + (edit.target - edit.source) * share + tint + 0.1 * torch.randn(tint.shape, generator=draw)
     return [Item(f"{seed}-{index}", text) for index, text in enumerate(texts)], flawed[:, None]
 
 

@@ -201,8 +201,10 @@ def _check_decoded(decoded: DecodedSamples, count: int) -> None:
         raise _Failed(f"decode returns a {type(decoded).__name__}: return flowportrait.adapters.policy.DecodedSamples.")
     if decoded.motion is not None and (decoded.motion.ndim != 3 or decoded.motion.shape[::2] != (count, 30)):
         raise _Failed(f"decode returns motion of {tuple(decoded.motion.shape)}: it is [{count}, T, 30].")
-    if decoded.frames is None and decoded.motion is None:
-        raise _Failed("decode returns neither frames nor motion: return one of them.")
+    if decoded.data is not None and (decoded.data.ndim < 2 or len(decoded.data) != count):
+        raise _Failed(f"decode returns data of {tuple(decoded.data.shape)}: it is [{count}, T, ...].")
+    if decoded.frames is None and decoded.motion is None and decoded.data is None:
+        raise _Failed("decode returns neither frames nor motion nor data: return one of them.")
     for clip in decoded.frames or ():
         if not isinstance(clip, np.ndarray) or clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3:
             kind = f"{getattr(clip, 'dtype', type(clip).__name__)} {tuple(getattr(clip, 'shape', ()))}"
@@ -215,6 +217,7 @@ def _last(decoded: DecodedSamples) -> DecodedSamples:
     return decoded._replace(
         frames=None if decoded.frames is None else decoded.frames[-1:],
         motion=None if decoded.motion is None else decoded.motion[-1:],
+        data=None if decoded.data is None else decoded.data[-1:],
     )
 
 
@@ -223,9 +226,8 @@ def _same(one: DecodedSamples, other: DecodedSamples, levels: int) -> bool:
         a.shape == b.shape and np.abs(a.astype(int) - b.astype(int)).max() <= levels
         for a, b in zip(one.frames or (), other.frames or (), strict=True)
     )
-    return pictures and (
-        one.motion is None or other.motion is None or _gap(one.motion, other.motion) <= levels * TOLERANCE
-    )
+    tensors = [(one.motion, other.motion), (one.data, other.data)]
+    return pictures and all(a is None or b is None or _gap(a, b) <= levels * TOLERANCE for a, b in tensors)
 
 
 def _gap(one: torch.Tensor, other: torch.Tensor) -> float:

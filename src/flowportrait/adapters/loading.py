@@ -240,7 +240,8 @@ class GeneratorAdapter:
         It is sampled deterministically, with the recipe's number of steps and the generator's own noise levels.
 
         Raises:
-            BadInput: the generator makes motion, and the prompt has no portrait to render it with.
+            BadInput: the generator makes motion, and the prompt has no portrait to render it with; or it makes neither
+                frames nor motion.
         """
         policy, item = trainer.policy, item_from_prompt(prompt)
         assert isinstance(policy, GeneratorPolicy), "prepare returned it"
@@ -253,7 +254,11 @@ class GeneratorAdapter:
         if decoded.frames is not None:
             frames, fps = list(decoded.frames[0]), decoded.fps
         else:
-            assert decoded.motion is not None, "decode returns frames or motion"
+            if decoded.motion is None:
+                raise BadInput(
+                    f"Held-out prompts are evaluated as videos, and {self.name} makes data that is none: leave out "
+                    "--held-out (eval_prompts), and measure with PostTrainer.score_prompts."
+                )
             frames, fps = list(self._codec(item).decode(decoded.motion[0].float().cpu())), float(FPS)
         task = trainer.task
         assert isinstance(task, GeneratorTask), "prepare returned it"

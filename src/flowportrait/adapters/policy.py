@@ -53,17 +53,20 @@ class Item:
 
 
 class DecodedSamples(NamedTuple):
-    """B samples as they would be delivered: frames, or motion for generators of motion.
+    """B samples as they would be delivered: frames, motion of a face, or data of any other kind.
 
     Attributes:
         frames: RGB ``[T, H, W, 3]`` uint8 per sample; a picture has T = 1.
-        fps: frame rate of ``frames``.
+        fps: frame rate of ``frames`` and ``data``.
         motion: ``[B, T, 30]`` at 25 fps, in the numbers of ``rendering.motion_basis``.
+        data: samples that are no talking face ``[B, T, ...]``, such as paths or measured images, with T = 1 if they do
+            not change over time; rewards read them as ``batch.data``.
     """
 
     frames: Sequence[np.ndarray] | None = None
     fps: float = 25.0
     motion: torch.Tensor | None = None
+    data: torch.Tensor | None = None
 
 
 Shown = DecodedSamples
@@ -256,7 +259,7 @@ class GeneratorPolicy(nn.Module):
 
 # --- The task of a generator -------------------------------------------------------------------------------------
 
-NEEDS_WITHOUT_FACE = frozenset({"frames", "fps", "audio", "transcript", "group", "policy"})
+NEEDS_WITHOUT_FACE = frozenset({"frames", "data", "fps", "audio", "transcript", "group", "policy"})
 """Needs of rewards that can be met without tracking a face."""
 
 
@@ -273,7 +276,7 @@ class ItemBatch(NamedTuple):
 class GeneratorTask:
     """The items that a generator is trained on, and what rewards see of its samples.
 
-        motion that it generated               ─► rewards, unchanged
+        motion or data that it generated       ─► rewards, unchanged
         frames, and rewards look at a face     ─► tracked face, crop and landmarks (``rewards.batch``); the item's image
                                                   is the portrait that rewards compare with
         frames, and rewards look at pictures   ─► the whole frames
@@ -326,15 +329,16 @@ class GeneratorTask:
             sound = self.sound(items, decoded.motion.shape[1])
             return RewardBatch(decoded.motion.detach().float().cpu(), _log_mels(sound), _frame_source(decoded, None),
                                audio=torch.from_numpy(sound), transcript=texts)  # fmt: skip
-        assert decoded.frames is not None, "decode returns frames or motion"
-        count = max(1, round(len(decoded.frames[0]) / decoded.fps * FPS))
+        length = len(decoded.frames[0]) if decoded.frames is not None else _length(decoded)
+        count = max(1, round(length / decoded.fps * FPS))
         sound = self.sound(items, count)
-        if self.tracks_faces:
+        if decoded.data is None and decoded.frames is not None and self.tracks_faces:
             return RewardBatch.from_frames(decoded.frames, list(sound), decoded.fps, self.portraits(items), texts)
         still = torch.zeros(len(items), count, MOTION_DIM)
         return RewardBatch(
-            still, _log_mels(sound), _frame_source(decoded, count), audio=torch.from_numpy(sound), transcript=texts
-        )
+            still, _log_mels(sound), _frame_source(decoded, count), audio=torch.from_numpy(sound), transcript=texts,
+            data=None if decoded.data is None else decoded.data.detach().float().cpu(),
+        )  # fmt: skip
 
     def portraits(self, items: Sequence[Item]) -> list[Portrait] | None:
         """Return the portraits of items, if a reward compares with them and every item has an image; else None.
@@ -373,8 +377,19 @@ class FrameSource:
         return torch.from_numpy(self._frames[:, list(indices)]).permute(0, 1, 4, 2, 3).float() / 255
 
 
+def _length(decoded: DecodedSamples) -> int:
+    """Return T of samples without frames and motion.
+
+    Raises:
+        BadInput: they have no data either.
+    """
+    if decoded.data is None:
+        raise BadInput("decode returns neither frames nor motion nor data: return one of them.")
+    return decoded.data.shape[1]
+
+
 def _frame_source(decoded: DecodedSamples, count: int | None) -> FrameSource | None:
-    """Return the decoded frames, or ``count`` of them at 25 fps; None for motion."""
+    """Return the decoded frames, or ``count`` of them at 25 fps; None if there are none."""
     if decoded.frames is None:
         return None
     clips = np.stack(list(decoded.frames))

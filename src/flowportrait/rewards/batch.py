@@ -2,7 +2,7 @@
 
     motion · mel                                               always
     frames(i) · places(i)                                      rendered on demand, each frame once
-    audio · portrait · transcript · reference · group          if they are known
+    audio · portrait · transcript · reference · group · data   if they are known
     policy · condition · latents                               only inside post-training
 
 A reward declares what it reads (its ``needs``); ``RewardBatch.has`` lists what a batch can provide. Videos of any
@@ -45,6 +45,7 @@ MAX_FACELESS_SHARE = 0.2
 
 Need = Literal[
     "motion", "mel", "frames", "places", "fps", "audio", "portrait", "transcript", "reference", "group", "policy",
+    "data",
 ]  # fmt: skip
 
 FailureKind = Literal["no_face", "no_sound", "too_short", "unavailable", "refused", "malformed", "not_finite"]
@@ -85,6 +86,7 @@ class RewardBatch:
         latents: clean latents ``[B, N, D]``.
         domain: which real pictures the samples are compared with; see ``rewards.interface``.
         tracking_failures: row → why no face could be tracked.
+        data: samples ``[B, T, ...]`` of a generator that makes no talking faces; ``motion`` is zero then.
     """
 
     fps: ClassVar[int] = FPS
@@ -103,6 +105,7 @@ class RewardBatch:
     latents: torch.Tensor | None = None
     domain: Literal["drawn", "filmed"] = "drawn"
     tracking_failures: Mapping[int, Failure] = field(default_factory=lambda: NO_FAILURES)
+    data: torch.Tensor | None = None
     _drawn: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)
     _placed: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)
 
@@ -171,7 +174,7 @@ class RewardBatch:
         """Return the needs that this batch can meet."""
         optional = {
             "frames": self.draw, "places": self.place, "audio": self.audio, "portrait": self.portraits,
-            "transcript": self.transcript, "reference": self.reference, "group": self.group,
+            "transcript": self.transcript, "reference": self.reference, "group": self.group, "data": self.data,
             "policy": None if self.latents is None else self.policy,
         }  # fmt: skip
         return frozenset({"motion", "mel", "fps"} | {need for need, value in optional.items() if value is not None})

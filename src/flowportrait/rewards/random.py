@@ -24,20 +24,24 @@ EARLIER_RANDOM_REWARDS = ("random", "random_mouth", "random_eyes", "random_head"
 
 @dataclass(frozen=True)
 class RandomReward:
-    """Scores every sample with a random number from 0 to 1, which depends on its motion and on the reward's name."""
+    """Scores every sample with a random number from 0 to 1, which depends on the sample and on the reward's name.
+
+    The sample is its motion, or its latents if it has no motion: pictures and data that show no face.
+    """
 
     name: str = CHANCE
-    needs: frozenset[str] = frozenset({"motion"})
+    needs: frozenset[str] = frozenset()
 
     def __call__(self, batch: RewardBatch) -> Score:
         import torch  # here, since lists of names and the doctor import this module
 
         from flowportrait.rewards.interface import all_valid
 
-        motion = batch.motion.detach().float().cpu().contiguous().numpy()
+        samples = batch.motion if batch.latents is None or batch.motion.any() else batch.latents
+        numbers = samples.detach().float().cpu().contiguous().numpy()
         # The key has the earlier name, so that a control begun under it has the same scores when it is resumed.
         key = dict(zip(RANDOM_REWARDS, EARLIER_RANDOM_REWARDS, strict=True)).get(self.name, self.name).encode()
-        keys = [hashlib.sha256(key + sample.tobytes()).digest() for sample in motion]
+        keys = [hashlib.sha256(key + sample.tobytes()).digest() for sample in numbers]
         return all_valid(torch.tensor([int.from_bytes(key[:4], "big") / 2**32 for key in keys]))
 
 

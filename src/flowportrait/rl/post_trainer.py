@@ -41,6 +41,7 @@ from flowportrait.rl.manifest import describe_run, flatten_settings, write_or_co
 from flowportrait.rl.offline_data import OfflineDataConfig
 from flowportrait.rl.plan import OdePlan
 from flowportrait.rl.policy_adapter import ARFlowAdapter, PolicyAdapter, TrainingData
+from flowportrait.rl.prompt_scores import mean_scores
 from flowportrait.rl.recipes import CARDS, find_recipe
 from flowportrait.rl.trainer import Trainer
 from flowportrait.terminal import is_main_process, log
@@ -132,6 +133,7 @@ class PostTrainer:
         self.exemplars = None if exemplars is None else Path(exemplars)
         self.report_to = report_to
         self.policy_arguments, self.bf16 = policy_arguments, bf16
+        self._trainer: Trainer | None = None
         self.adapter.check(self.config, TrainingData(() if train_prompts else None, self.pairs, self.exemplars))
 
     def train(self, resume: bool = False) -> Path:
@@ -157,6 +159,34 @@ class PostTrainer:
         """Return the records of all iterations so far, as in ``metrics.jsonl``."""
         path = self.output_dir / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+
+    def score_prompts(
+        self, prompts: PromptsLike, rewards: RewardsLike | None = None, samples: int = 4
+    ) -> dict[str, float]:
+        """Return the mean score of every reward over samples of prompts, which are not trained on.
+
+        Before ``train`` these are samples of the policy as it is, afterwards of its averaged weights. They are sampled
+        without stochastic steps, from the same initial noise each time, so that figures of one seed can be compared.
+
+        Args:
+            prompts: a folder, a ``prompts.jsonl``, or ``Prompt`` or ``Item`` objects.
+            rewards: what to measure; by default the rewards of the run.
+            samples: samples of each prompt.
+
+        Raises:
+            BadInput: prompts or rewards cannot be used.
+        """
+        config = replace(self.config, offline_data=None)
+        chosen = rewards if rewards is not None else self.rewards
+        composite = CompositeReward.default(config.rewards) if chosen is None else build_composite(chosen)
+        items = self._read(prompts) or ()
+        data = TrainingData(items, exemplars=self.exemplars)
+        policy, task, _, _ = self.adapter.prepare(config, data, composite)
+        trainer = self._trainer
+        if trainer is None:
+            return mean_scores(policy, task, composite, config, len(items), samples)
+        with trainer.rollout_mode("ema"):
+            return mean_scores(trainer.policy, task, composite, config, len(items), samples)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Copy the best checkpoint and its recipe to a folder. Of several processes only the main one copies.
@@ -208,7 +238,7 @@ class PostTrainer:
             )
 
         description = run_on_main(accelerator, describe)
-        trainer = Trainer(policy, task, config, rewards, accelerator)
+        trainer = self._trainer = Trainer(policy, task, config, rewards, accelerator)
 
         def open_folder() -> list[str]:
             output.mkdir(parents=True, exist_ok=True)

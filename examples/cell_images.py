@@ -9,6 +9,7 @@ learned from images with wrong numbers, sizes, brightness and shapes. Each of th
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +32,16 @@ def asked(texts: Sequence[str]) -> torch.Tensor:
     return torch.stack([number, 6 + 8 * dose, 1 - 0.4 * dose])
 
 
+def conditions(texts: Sequence[str]) -> torch.Tensor:
+    """Return the number of cells as one of four, and the brightness ``[B, 5]``."""
+    return torch.cat([torch.eye(4)[asked(texts)[0].long() - 1], asked(texts)[2:].T], 1)
+
+
 def measure_cells(images: torch.Tensor) -> torch.Tensor:
     """Return ``[4, B]`` of images ``[B, S, S]``: number of regions above 0.3, means of area, brightness, axis ratio."""
     pixels = images.numpy()
     labels, count = ndimage.label(pixels > 0.3, CROSS)
-
-    def total(values: np.ndarray) -> np.ndarray:
-        return np.bincount(labels.ravel(), values.ravel(), count + 1)[1:]
-
+    total = partial(ndimage.sum_labels, labels=labels, index=np.arange(1, count + 1))
     image, y, x = np.indices(pixels.shape).astype(float)
     area = total(np.ones_like(y))
     yy, xx, xy = (total(a * b) / area - total(a) * total(b) / area**2 for a, b in ((y, y), (x, x), (x, y)))
@@ -85,7 +88,7 @@ def make_cells(count: int, seed: int) -> tuple[list[Item], torch.Tensor]:
 
 def main(output: Path, iterations: int = 30) -> ControlledResult:
     """Post-train on 48 prompts, and score 32 others."""
-    model = SmallFlow((1, SIDE, SIDE), 3, lambda texts: asked(texts).T / torch.tensor([2.0, 10.0, 1.0]), width=256)
+    model = SmallFlow((1, SIDE, SIDE), 5, conditions, width=256)
     fit_generator(model, *make_cells(4096, 0), steps=1500)
     config = fp.PostTrainConfig.from_recipe(
         "nft", groups=16, group_size=12, updates=4, iterations=iterations, learning_rate=1e-3

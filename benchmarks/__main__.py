@@ -122,6 +122,9 @@ MEASUREMENTS: dict[str, dict[str, str]] = {
         "reward-matrix": "what every reward notices in damaged footage, and what it costs",
         "sync-experts": "the two sync experts on speakers that neither learned from",
     },
+    "sync_instruments": {
+        "sync-instruments": "every instrument of lip sync on speakers and languages that it did not learn from",
+    },
     "judges": {
         "judge": "what judging costs, and what the measured panel knows of damage and preferences",
         "judges": "judges that need no model: known damage, known preferences, cost",

@@ -6,16 +6,14 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
-import onnxruntime
 import torch
 
 from benchmarks.drawing import draw_and_measure
 from benchmarks.material import picture_paths, read_dev_names, speech_paths, spread_evenly, use_one_thread
 from benchmarks.paired import metric_value
 from benchmarks.record import Record
-from flowportrait.errors import BadInput
+from flowportrait.evaluation.openseeface import OpenSeeFace
 from flowportrait.evaluation.statistics import bootstrap_mean, bootstrap_ratio
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
 from flowportrait.media.image import read_image
@@ -62,41 +60,6 @@ class EmotionOptions:
     """Length of the speech."""
     size: int = 320
     """Side of the drawn square in pixels."""
-
-
-class OpenSeeFace:
-    """The landmark network of OpenSeeFace (BSD-2): 66 points by heatmaps with offsets."""
-
-    def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise BadInput(f"No network at {path}: give lm_model0_opt.onnx of OpenSeeFace.")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-    def __call__(self, picture: np.ndarray, box: tuple[float, float, float, float]) -> np.ndarray:
-        """Return 66 landmarks ``[66, 2]`` px of the face in a box (left, top, right, bottom) of ``[H, W, 3]`` RGB."""
-        left, top, right, bottom = (round(edge) for edge in box)
-        padded = cv2.copyMakeBorder(picture, 200, 200, 200, 200, cv2.BORDER_REPLICATE)
-        crop = (
-            cv2.resize(padded[top + 200 : bottom + 200, left + 200 : right + 200], (224, 224)).astype(np.float32) / 255
-        )
-        crop = (crop - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-        name = self._session.get_inputs()[0].name
-        maps = self._session.run(None, {name: crop.transpose(2, 0, 1)[None].astype(np.float32)})[0][0]
-        side = maps.shape[-1]
-        flat = maps.reshape(maps.shape[0], -1)
-        best = flat[:66].argmax(1)
-        offsets = [_logit(flat[start : start + 66][np.arange(66), best]) / 16 for start in (66, 132)]
-        rows, columns = np.divmod(best, side)
-        y = (rows / (side - 1) + offsets[0]) * (bottom - top) + top
-        x = (columns / (side - 1) + offsets[1]) * (right - left) + left
-        return np.stack([x, y], 1)
-
-
-def _logit(share: np.ndarray) -> np.ndarray:
-    share = share.clip(1e-7, 1 - 1e-7)
-    return np.log(share / (1 - share))
 
 
 def face_features(points: np.ndarray) -> np.ndarray:

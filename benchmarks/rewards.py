@@ -24,6 +24,7 @@ from flowportrait.corruption import CORRUPTIONS, Footage, corrupt
 from flowportrait.data.corpus import FaceClip
 from flowportrait.data.motion_dataset import MotionClip, load_motion_clips
 from flowportrait.errors import BadInput
+from flowportrait.evaluation.lip_sync import PixelSyncExpert
 from flowportrait.evaluation.statistics import bootstrap_mean
 from flowportrait.media.crop import apply_affine, canonical_transform, crop_transform
 from flowportrait.media.mel import log_mel, normalize_loudness
@@ -37,7 +38,7 @@ from flowportrait.rewards.face import FaceNet, align_faces, frame_pair_indices
 from flowportrait.rewards.interface import Reward, score_batch
 from flowportrait.rewards.motion import find_silent_frames
 from flowportrait.rewards.registry import WEIGHTED_REWARDS, CompositeReward, RewardOptions, build_reward
-from flowportrait.rewards.sync import lower_face_motion
+from flowportrait.rewards.sync import MotionSyncExpert, lower_face_motion
 from flowportrait.rl.task import PortraitRenderer
 from flowportrait.terminal import progress
 
@@ -353,6 +354,10 @@ VIEWS: dict[str, Callable[[FaceClip], list[torch.Tensor]]] = {
     "evaluation": lambda clip: [torch.from_numpy(clip.mouth)],
     "reward": lambda clip: [lower_face_motion(clip.landmarks, clip.blendshapes)],
 }
+EXPERTS: dict[str, type[PixelSyncExpert] | type[MotionSyncExpert]] = {
+    "evaluation": PixelSyncExpert,
+    "reward": MotionSyncExpert,
+}
 MAX_SHIFT = 12
 MIN_WINDOWS = 8
 
@@ -374,9 +379,9 @@ class SyncExpertsOptions:
 def sync_experts(options: SyncExpertsOptions, record: Record) -> None:
     """Add the acceptance table of each expert, and its mean score by shift."""
     from tools.sync_expert_data import load_expert_clips
-    from tools.train_sync_expert import SIDES, acceptance_table, expert_side
+    from tools.train_sync_expert import acceptance_table
 
-    for name in SIDES:
+    for name in VIEWS:
         clips = [
             clip
             for clip in load_expert_clips(options.corpus, ["dev"], VIEWS[name])
@@ -384,7 +389,7 @@ def sync_experts(options: SyncExpertsOptions, record: Record) -> None:
         ]
         if not clips:
             raise BadInput(f"{options.corpus} has no clips of dev speakers beside {', '.join(options.without)}.")
-        net = expert_side(name).network.load()
+        net = EXPERTS[name].load()
         for test, row in acceptance_table(net, clips)["tests"].items():
             record.add(test, "accuracy", row["accuracy"], n=row["pairs"], group=f"{name} expert")
             record.add(test, "right sound", row["right"], group=f"{name} expert")

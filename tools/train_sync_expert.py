@@ -106,9 +106,11 @@ class ExpertSide:
     split: str
     views: Callable[[FaceClip], list[torch.Tensor]]
     jitter: Callable[[torch.Tensor, np.random.Generator], torch.Tensor]
-    network: type[PixelSyncExpert] | type[MotionExpert]
+    network: Callable[[], JointEmbedding]
     steps: int
     clips: int
+    bfloat16: bool = False
+    """Whether matrix products of the training are computed in bfloat16."""
 
 
 def _patch_views(clip: FaceClip) -> list[torch.Tensor]:
@@ -318,8 +320,10 @@ class ExpertTraining:
         fakes = len(batch.driven)
         frozen = batch.face[:fakes, PIECE // 2 : PIECE // 2 + 1].expand_as(batch.driven)
         faces = self.side.jitter(torch.cat([batch.face, batch.driven, frozen]), self.rng)
-        face, driven, still = self.net.embed_face(faces).split([len(batch.face), fakes, fakes])
-        voice = self.net.embed_audio(jitter_mel(batch.mel, self.rng))
+        with self._precision():
+            embedded = self.net.embed_face(faces).float()
+            voice = self.net.embed_audio(jitter_mel(batch.mel, self.rng)).float()
+        face, driven, still = embedded.split([len(batch.face), fakes, fakes])
         scale = self.net.log_scale.exp().clamp(max=30.0)
         loss = contrastive_loss(face, voice, torch.stack([driven, still]), scale)
         self.optimiser.zero_grad()
@@ -329,11 +333,15 @@ class ExpertTraining:
         self.schedule.step()
         return float(loss.detach())
 
+    def _precision(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.side.bfloat16)
+
     def realign(self, items: list[ExpertClip]) -> None:
         """Estimate each clip's delay with the current network; ``None`` means that the clip is dropped."""
         self.net.eval()
         for item in items:
-            curve = shift_curve(self.net, item.views[0], item.mel, REALIGN + 3)
+            with self._precision():
+                curve = shift_curve(self.net, item.views[0][: len(item)], item.mel, REALIGN + 3)
             best = max(curve, key=lambda shift: curve[shift])
             significant = curve[best] - curve[0] > 0.02
             self.delays[item.name] = 0 if not significant else best if abs(best) <= REALIGN else None
@@ -358,6 +366,26 @@ def train_expert(config: ExpertConfig) -> dict[str, object]:
     config.output.mkdir(parents=True, exist_ok=True)
     items = load_expert_clips(config.corpus, [side.split], side.views)
     training, checkpoint = ExpertTraining(config, side), config.output / "checkpoint.pt"
+    fit_expert(training, items, checkpoint, config.realign_at)
+    training.net.eval()
+    training.net.save(config.output / "model.safetensors")
+    table = acceptance_table(training.net, load_expert_clips(config.corpus, ["dev"], side.views))
+    record = {k: v for k, v in asdict(config).items() if k not in ("corpus", "output")} | {"steps": training.steps}
+    table = {"training": record | {"clips": len(items), "delays": count_delays(training.delays)}} | table
+    write_json(config.output / "acceptance.json", table)
+    checkpoint.unlink()
+    return table
+
+
+def fit_expert(training: ExpertTraining, items: list[ExpertClip], checkpoint: Path, realign_at: float) -> None:
+    """Train to the last step, from the checkpoint if there is one.
+
+    Args:
+        training: the new training.
+        items: clips to learn from.
+        checkpoint: where the state is kept.
+        realign_at: share of the steps after which clips are realigned.
+    """
     if checkpoint.is_file():
         training.restore(checkpoint)
         training.apply(items)
@@ -365,25 +393,18 @@ def train_expert(config: ExpertConfig) -> dict[str, object]:
     training.net.train()
     while training.step < training.steps:
         losses.append(training.update(items))
-        if training.step == round(training.steps * config.realign_at):
+        if training.step == round(training.steps * realign_at):
             training.realign(items)
-            print(f"delays: {_count_delays(training.delays)}", flush=True)
+            print(f"delays: {count_delays(training.delays)}", flush=True)
         if training.step % 50 == 0 or training.step == training.steps:
             minutes = (time.monotonic() - began) / 60 / (training.step - first) * (training.steps - training.step)
             loss = np.mean(losses[-50:])
             print(f"step {training.step}/{training.steps} loss {loss:.3f} left {minutes:.1f} min", flush=True)
             training.save(checkpoint)
-    training.net.eval()
-    training.net.save(config.output / "model.safetensors")
-    table = acceptance_table(training.net, load_expert_clips(config.corpus, ["dev"], side.views))
-    record = {k: v for k, v in asdict(config).items() if k not in ("corpus", "output")} | {"steps": training.steps}
-    table = {"training": record | {"clips": len(items), "delays": _count_delays(training.delays)}} | table
-    write_json(config.output / "acceptance.json", table)
-    checkpoint.unlink()
-    return table
 
 
-def _count_delays(delays: dict[str, int | None]) -> dict[str, int]:
+def count_delays(delays: dict[str, int | None]) -> dict[str, int]:
+    """Return how many clips have which delay, and how many were dropped."""
     values = list(delays.values())
     return {
         "dropped" if value is None else f"{value:+d}": values.count(value) for value in sorted(set(values), key=str)

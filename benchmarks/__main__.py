@@ -113,7 +113,12 @@ MEASUREMENTS: dict[str, dict[str, str]] = {
         "heldout": "sft against rl on unseen speakers, voices and portraits, beside controls and real motion",
         "shipped": "the runs that rl is the mean of, the random-reward control and ablations",
         "preferred": "in how many pairs a system is preferred to sft, and by which judge",
-        "proxy": "what choosing among eight samples by a reward brings in the evaluation",
+    },
+    "room": {
+        "room": "what the best of n samples gains under another expert, and rewards' agreement with experts",
+    },
+    "pair_judge": {
+        "pair-judge": "how often the evaluation's judge of pairs names the better clip, by kind of damage",
     },
     "power": {
         "power": "systems on a set of unseen speakers, and the smallest difference that it can show",
@@ -143,6 +148,8 @@ MEASUREMENTS: dict[str, dict[str, str]] = {
     },
 }
 """Module of this folder → names of its measurements (functions with ``_`` for ``-``) → what each measures."""
+REPLACED = {"proxy": "room"}
+"""Earlier measurements → those that measure it now."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -160,6 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(name: str, words: list[str]) -> int:
     module = next((module for module, names in MEASUREMENTS.items() if name in names), None)
+    if name in REPLACED:
+        raise BadInput(f"The measurement {name!r} is replaced by {REPLACED[name]!r}: see its --help.")
     if module is None:
         raise BadInput(f"There is no measurement {name!r}: 'python -m benchmarks' lists them.")
     target = _take_record(words)

@@ -15,22 +15,19 @@ import torch
 from benchmarks.drawing import codecs, draw, generate_motion, named_checkpoints, real_motion
 from benchmarks.material import (
     HEADLINE_CLIPS,
-    choice_clips,
     headline_clips,
-    load_or_make,
     speech_paths,
     spread_evenly,
     use_one_thread,
 )
 from benchmarks.paired import compare_runs, group_runs, metric_title, pair
 from benchmarks.record import Record
-from flowportrait.commands.options import Files, Flag, Inputs, OptionalPath
+from flowportrait.commands.options import Flag, Inputs, OptionalPath
 from flowportrait.config import override
 from flowportrait.corruption.motion import loudness_driven_jaw, negative_controls
 from flowportrait.data.corpus import FaceClip
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.api import evaluate
-from flowportrait.evaluation.lip_sync import SHORT_MAX_OFFSET, PixelSyncExpert, sync_from_embeddings
 from flowportrait.evaluation.metrics import METRICS, REAL
 from flowportrait.evaluation.statistics import Estimate, bootstrap_mean
 from flowportrait.files import write_json
@@ -38,9 +35,6 @@ from flowportrait.judges.learning import NO_OPINION_BAND
 from flowportrait.judges.measured_panel import MeasuredPanel
 from flowportrait.judges.rubric import ASPECT_WEIGHTS, CLIP_ASPECTS
 from flowportrait.media.audio import SAMPLE_RATE, read_audio
-from flowportrait.media.crop import mouth_patch
-from flowportrait.media.faces import FaceTracker
-from flowportrait.media.mel import log_mel, normalize_loudness
 from flowportrait.media.video import iter_frames
 from flowportrait.models.arflow import checkpoint_folder, load_generator
 from flowportrait.pipelines.animator import Animator
@@ -48,9 +42,6 @@ from flowportrait.preferences.dataset import DIMENSIONS
 from flowportrait.preferences.reward_model import MotionReward
 from flowportrait.rendering.renderer import MotionCodec
 from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.interface import Reward
-from flowportrait.rewards.registry import build_reward
-from flowportrait.rewards.sync import LipSyncReward, MotionSyncExpert
 from flowportrait.rl.config import PostTrainConfig, Recipe
 from flowportrait.rl.post_trainer import PostTrainer
 from flowportrait.terminal import log, progress
@@ -342,97 +333,3 @@ def preference_share(
     tie = NO_OPINION_BAND if key.startswith("panel") else 0.0
     margins = found.difference
     return bootstrap_mean(np.where(np.abs(margins) <= tie, 0.5, margins > 0).astype(float))
-
-
-# ── selection by a reward ──────────────────────────────────────────────────────────────────────────────────────────
-
-SAMPLES = 8
-MOTION_ONLY_REWARDS = ("expressiveness", "tremor_lips")
-"""Rewards that do not hear the sound, to compare with."""
-
-
-@dataclass(frozen=True)
-class ProxyOptions:
-    """Measure what choosing the best of eight samples by a reward adds to the evaluation's lip sync.
-
-    Eight samples of sft for every sentence are drawn and scored by the evaluation's sync expert (LSE-C at offset zero),
-    and by rewards that read motion: the shipped sync expert, further ones, and their mean minus their spread, which is
-    a lower confidence bound. Rewards that do not hear should lose; the ceiling is choosing by the evaluation itself.
-    """
-
-    corpus: Path
-    """Prepared corpus: sentences of dev speakers, without those that shipped checkpoints are measured on."""
-    data: Path
-    """Footage folder with portraits/."""
-    output: Path
-    """Folder in which the samples are kept."""
-    experts: Files = ()
-    """Weights of further sync experts of the reward side."""
-    clips: int = 24
-    """Number of sentences."""
-
-
-def proxy(options: ProxyOptions, record: Record) -> None:
-    """Add the correlation with the evaluation inside the eight samples, and the gain of choosing, for every reward."""
-    use_one_thread()
-    samples = load_or_make(options.output / "samples.pt", lambda: draw_samples(options))
-    measured = samples["lse_c"].numpy()
-    usable = np.isfinite(measured).all(1)
-    measured = measured[usable] - measured[usable].mean(1, keepdims=True)
-    scores = {name: found[usable] for name, found in motion_rewards(samples, options.experts).items()}
-    for name, found in {**scores, "the evaluation itself": measured}.items():
-        centred = found - found.mean(1, keepdims=True)
-        r = (measured * centred).sum(1) / np.sqrt((measured**2).sum(1) * (centred**2).sum(1))
-        gain = np.take_along_axis(measured, found.argmax(1)[:, None], 1)[:, 0]
-        record.add(name, "correlation with LSE-C at 0", bootstrap_mean(r))
-        record.add(name, "best of eight adds to LSE-C at 0", bootstrap_mean(gain))
-    record.note(f"Spread of LSE-C at 0 inside the eight samples: {measured.std(1).mean():.4f}.")
-
-
-def draw_samples(options: ProxyOptions) -> dict[str, torch.Tensor]:
-    """Return motion ``[S, 8, T, 30]``, mel ``[S, 4T, 80]`` and the evaluation's LSE-C at zero ``[S, 8]``."""
-    people, animator = codecs(options.data), Animator.from_pretrained(BASELINE)
-    motions, mels, measured = [], [], []
-    clips = choice_clips(options.corpus, options.clips)
-    for index, clip in enumerate(progress(clips.values(), len(clips))):
-        own = [generate_motion(animator, clip.audio, SAMPLES * index + sample) for sample in range(SAMPLES)]
-        mel = log_mel(normalize_loudness(clip.audio))[: 4 * len(own[0])]
-        measured.append([lse_c_at_zero(people[index % len(people)], motion, mel) for motion in own])
-        motions.append(torch.stack(own))
-        mels.append(mel)
-    frames = min(motion.shape[1] for motion in motions)
-    return {
-        "motion": torch.stack([motion[:, :frames] for motion in motions]),
-        "mel": torch.stack([mel[: 4 * frames] for mel in mels]),
-        "lse_c": torch.tensor(measured),
-    }
-
-
-@torch.no_grad()
-def lse_c_at_zero(codec: MotionCodec, motion: torch.Tensor, mel: torch.Tensor) -> float:
-    """Return the evaluation's LSE-C at offset zero of drawn motion ``[T, 30]``; NaN where a frame shows no face."""
-    with FaceTracker() as tracker:
-        frames = list(codec.decode(motion))
-        faces = [tracker.track([frame]) for frame in frames]
-    if not all(face.valid[0] for face in faces):
-        return float("nan")
-    mouths = np.array([mouth_patch(frame, face.landmarks[0]) for frame, face in zip(frames, faces, strict=True)])
-    expert = PixelSyncExpert.load()
-    face, voice = expert.embed_face(torch.from_numpy(mouths)[None])[0], expert.embed_audio(mel[None])[0]
-    return sync_from_embeddings(face.numpy(), voice.numpy(), SHORT_MAX_OFFSET).lse_c_at_zero
-
-
-@torch.no_grad()
-def motion_rewards(samples: dict[str, torch.Tensor], experts: Sequence[Path]) -> dict[str, np.ndarray]:
-    """Return the scores ``[S, 8]`` of every reward."""
-    batch = RewardBatch(samples["motion"].flatten(0, 1), samples["mel"].repeat_interleave(SAMPLES, 0))
-
-    def score(reward: Reward) -> np.ndarray:
-        return reward(batch).value.view(-1, SAMPLES).numpy()
-
-    found = {"shipped sync expert": score(LipSyncReward.load())}
-    found |= {path.parent.name: score(LipSyncReward(MotionSyncExpert.read(path))) for path in experts}
-    if experts:
-        every = np.stack(list(found.values()))
-        found |= {"mean of all": every.mean(0), "mean − spread": every.mean(0) - every.std(0)}
-    return found | {name: score(build_reward(name)) for name in MOTION_ONLY_REWARDS}

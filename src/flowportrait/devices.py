@@ -96,6 +96,14 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return {name: value.float() for name, value in load_file(str(path)).items()}
 
 
+def read_weights_metadata(path: Path) -> dict[str, str]:
+    """Return the texts that are stored beside the tensors of a safetensors file."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), "pt") as stored:
+        return dict(stored.metadata() or {})
+
+
 def device_of(network: nn.Module) -> torch.device:
     """Return the device of a network's first parameter or buffer; the CPU for a network without any."""
     for tensors in (network.parameters(), network.buffers()):

@@ -77,13 +77,19 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     write_text(path, json.dumps(value, indent=indent) + "\n")
 
 
-def write_weights(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors as a safetensors file, whole or not at all; floating-point ones are stored as float16."""
+def write_weights(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as a safetensors file, whole or not at all; floating-point ones are stored as float16.
+
+    Args:
+        path: the file.
+        tensors: by name.
+        metadata: texts that are stored beside them.
+    """
     from safetensors.torch import save_file
 
     halves = {name: (value.half() if value.is_floating_point() else value) for name, value in tensors.items()}
     with atomic_write(path) as partial:
-        save_file({name: value.contiguous() for name, value in halves.items()}, partial)
+        save_file({name: value.contiguous() for name, value in halves.items()}, partial, dict(metadata or {}) or None)
 
 
 # --- Files that ship --------------------------------------------------------------------

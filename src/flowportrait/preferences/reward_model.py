@@ -14,7 +14,9 @@ The model is trained on damaged pairs from a prepared corpus, mixed with pairs o
 
     batch = damaged pairs (curriculum coarse → subtle) + annotated pairs ─► pair_loss ─► AdamW
 
-Of a corpus only the split ``reward`` is used, so the other splits measure on unseen speakers.
+Of a corpus only the split ``reward`` is used, so the other splits measure on unseen speakers. The same network with
+another sync expert, trained on speakers of the evaluation alone, is a judge of pairs (``evaluation.pair_judge``). Its
+file says so, and ``read`` refuses it wherever a reward is wanted.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -29,7 +32,7 @@ from torch import nn
 
 from flowportrait.corruption import MOTION_CORRUPTIONS
 from flowportrait.data.motion_dataset import MotionClip
-from flowportrait.devices import Device, cached_per_device, place_network, read_weights
+from flowportrait.devices import Device, cached_per_device, place_network, read_weights, read_weights_metadata
 from flowportrait.errors import BadInput
 from flowportrait.files import shipped_weights, write_weights
 from flowportrait.media.mel import MELS_PER_FRAME
@@ -54,6 +57,8 @@ INITIAL_SYNC_WEIGHT = 8.0
 """Weight of the expert's cosine before training."""
 WINDOW_STRIDE = WINDOW_FRAMES // 2
 """Frames between two windows."""
+ModelSide = Literal["reward", "evaluation"]
+"""What a model was trained for: rewards, or judging what rewards have trained. Their speakers differ."""
 
 
 class MotionReward(nn.Module):
@@ -72,10 +77,13 @@ class MotionReward(nn.Module):
         self.register_buffer("std", torch.ones(len(DIMENSIONS)))
 
     @classmethod
-    def fresh(cls) -> MotionReward:
-        """Create a model ready for training; its sync score starts as the cosine of the rewards' sync expert."""
+    def fresh(cls, listener: MotionSyncExpert | None = None) -> MotionReward:
+        """Create a model ready for training.
+
+        Its sync score starts as the cosine of ``listener``, by default the rewards' sync expert.
+        """
         model = cls()
-        model.listener.load_state_dict(MotionSyncExpert.load().state_dict())
+        model.listener.load_state_dict((listener or MotionSyncExpert.load()).state_dict())
         nn.init.zeros_(model.sync.bias)
         nn.init.constant_(model.sync.weight, INITIAL_SYNC_WEIGHT)
         model.listener.requires_grad_(False)
@@ -133,23 +141,35 @@ class MotionReward(nn.Module):
         self.mean.copy_(scores.mean(0))
         self.std.copy_(scores.std(0).clamp_min(1e-3))
 
-    def save(self, path: Path) -> None:
-        """Write the weights as float16 safetensors, atomically."""
-        write_weights(path, self.state_dict())
+    def save(self, path: Path, side: ModelSide = "reward") -> None:
+        """Write the weights as float16 safetensors, atomically, with what they were trained for."""
+        write_weights(path, self.state_dict(), None if side == "reward" else {"side": side})
 
     @classmethod
-    def read(cls, path: Path, device: Device | None = None, dtype: torch.dtype | None = None) -> MotionReward:
+    def read(
+        cls,
+        path: Path,
+        device: Device | None = None,
+        dtype: torch.dtype | None = None,
+        side: ModelSide = "reward",
+    ) -> MotionReward:
         """Load a model that ``save`` wrote, frozen, on a device and in a number format.
 
         Raises:
-            BadInput: the file is missing, or has another shape.
+            BadInput: the file is missing, has another shape, or was trained for another side.
         """
         model = cls()
         try:
             model.load_state_dict(read_weights(path))
+            trained_for = read_weights_metadata(path).get("side", "reward")
         except (OSError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise BadInput(f"{path} cannot be read as a reward model ({reason}): train one first.") from error
+        if trained_for != side:
+            raise BadInput(
+                f"{path} was trained for the {trained_for} side and cannot be used for the {side} side: what trains a "
+                "generator must not judge it. Name a model of the other side."
+            )
         return place_network(model.eval().requires_grad_(False), device, dtype)
 
     @classmethod
@@ -234,6 +254,7 @@ def train_motion_reward(
     clips: Sequence[MotionClip],
     annotated: Sequence[PreferenceBatch] = (),
     report: ProgressReport = report_nothing,
+    listener: MotionSyncExpert | None = None,
 ) -> MotionReward:
     """Train a motion reward and standardise it on ``clips``.
 
@@ -242,13 +263,14 @@ def train_motion_reward(
         clips: real clips of training speakers, from which damaged pairs are made.
         annotated: batches of annotated pairs, of which one is added per step.
         report: called with step, loss and seconds left.
+        listener: the sync expert that the sync score starts from, by default that of the rewards.
 
     Raises:
         BadInput: no clip is long enough.
         KeyboardInterrupt: the user interrupted; raised after the current step.
     """
     torch.manual_seed(config.seed)
-    model = MotionReward.fresh().train()
+    model = MotionReward.fresh(listener).train()
     sampler = DamagedPairSampler(clips, MOTION_CORRUPTIONS, config.seed)
 
     def loss(step: int) -> torch.Tensor:

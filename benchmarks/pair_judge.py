@@ -20,7 +20,7 @@ from flowportrait.commands.options import OptionalPath
 from flowportrait.config import override
 from flowportrait.corruption import MOTION_CORRUPTIONS
 from flowportrait.data.motion_dataset import MotionClip
-from flowportrait.evaluation.pair_judge import FILE, PairJudge
+from flowportrait.evaluation.pair_judge import FILE, EvaluationPreference
 from flowportrait.media.mel import MELS_PER_FRAME
 from flowportrait.pipelines.animator import Animator
 from flowportrait.preferences.clips import PreferenceBatch
@@ -63,7 +63,7 @@ class PairJudgeOptions:
 def pair_judge(options: PairJudgeOptions, record: Record) -> None:
     """Add accuracies on damage and the shares of the open comparisons."""
     use_one_thread()
-    judge = PairJudge.load() if options.judge is None else PairJudge(
+    judge = EvaluationPreference.load() if options.judge is None else EvaluationPreference(
         MotionReward.read(options.judge / FILE, side="evaluation")
     )  # fmt: skip
     expert, coin = MotionSyncExpert.load(), torch.Generator().manual_seed(0)

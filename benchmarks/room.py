@@ -306,7 +306,11 @@ def add_agreement(record: Record, pool: Pool, scores: Scores, options: RoomOptio
 
 def scored_reward(pool: Pool, name: str, options: RoomOptions, record: Record) -> dict[str, np.ndarray]:
     """Return a reward's scores by prompt; nothing, and a note, where finished samples lack what it needs."""
-    reward = build_reward(name)
+    try:
+        reward = build_reward(name)
+    except BadInput as error:
+        record.note(f"{pool.name}: {name} was not measured: {error}")
+        return {}
     count = options.pictures if needs_pictures(reward) else pool.count
     if "policy" in reward.needs:
         record.note(f"{pool.name}: {name} reads the generator's latents, which finished samples do not have.")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flowportrait.errors import BadInput
-from flowportrait.evaluation.pair_judge import FILE, PairJudge, preferred_share
+from flowportrait.evaluation.pair_judge import FILE, EvaluationPreference, preferred_share
 from flowportrait.files import shipped_weights
 from flowportrait.preferences.dataset import DIMENSIONS
 from flowportrait.preferences.preference_rewards import load_preference_reward
@@ -46,7 +46,7 @@ def test_the_shipped_judge_is_refused_as_a_reward() -> None:
 
 def test_the_class_of_the_judge_is_refused_as_a_reward() -> None:
     with pytest.raises(BadInput, match="is no reward"):
-        build_reward("flowportrait.evaluation.pair_judge:PairJudge")
+        build_reward("flowportrait.evaluation.pair_judge:EvaluationPreference")
 
 
 def test_a_reward_model_is_refused_as_a_judge() -> None:
@@ -56,7 +56,9 @@ def test_a_reward_model_is_refused_as_a_judge() -> None:
 
 def test_nothing_that_trains_imports_the_judge() -> None:
     package = ROOT / "src" / "flowportrait"
-    files = [path for name in REWARD_SIDE for path in [package / name, *(package / name).rglob("*.py")] if path.is_file()]
+    files = [
+        path for name in REWARD_SIDE for path in [package / name, *(package / name).rglob("*.py")] if path.is_file()
+    ]
     assert len(files) > 50
     for path in files:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -66,14 +68,14 @@ def test_nothing_that_trains_imports_the_judge() -> None:
 
 
 def test_the_judge_does_not_hear_with_the_ears_of_the_rewards() -> None:
-    own, rewards = PairJudge.load().model.listener.state_dict(), MotionSyncExpert.load().state_dict()
+    own, rewards = EvaluationPreference.load().model.listener.state_dict(), MotionSyncExpert.load().state_dict()
     weights = [name for name in own if name.endswith("weight") and own[name].ndim > 1]
     assert len(weights) > 5
     assert not any(torch.allclose(own[name], rewards[name], atol=1e-3) for name in weights)
 
 
 def test_scores_are_one_for_each_dimension_and_do_not_depend_on_the_other_clips() -> None:
-    judge, rng = PairJudge.load(), torch.Generator().manual_seed(0)
+    judge, rng = EvaluationPreference.load(), torch.Generator().manual_seed(0)
     motion, mel = torch.randn(3, 40, 30, generator=rng), torch.randn(3, 160, 80, generator=rng)
     scores = judge.score_motion(motion, mel)
     assert scores.shape == (3, len(DIMENSIONS))

@@ -67,9 +67,12 @@ def test_choosing_by_chance_gains_nothing_and_by_a_noisy_expert_something() -> N
     chance = mean_over_speakers(*gains(random_scores(prompts, 16, "random"), truth, prompts, 8))
     expert = mean_over_speakers(*gains(noisy, truth, prompts, 8))
     ceiling = mean_over_speakers(*gains(truth, truth, prompts, 8))
-    assert chance is not None and expert is not None and ceiling is not None
+    assert chance is not None
+    assert expert is not None
+    assert ceiling is not None
     assert abs(chance.mean) < 0.15
-    assert expert.low is not None and expert.low > 0.5
+    assert expert.low is not None
+    assert expert.low > 0.5
     assert expert.mean < ceiling.mean - 0.2
 
 
@@ -96,15 +99,18 @@ def test_agreement_is_measured_inside_prompts_alone() -> None:
     across = np.corrcoef([first[name].mean() for name in level], [second[name].mean() for name in level])[0, 1]
     inside = correlation(first, second, prompts)
     assert across > 0.9
-    assert inside is not None and abs(inside.mean) < 0.1
+    assert inside is not None
+    assert abs(inside.mean) < 0.1
 
 
 def test_agreement_of_a_scorer_with_itself_is_one_and_with_a_constant_zero() -> None:
     prompts = [prompt("a", "s"), prompt("b", "t")]
     own = {"a": np.arange(8.0), "b": np.array([*np.arange(7.0), np.nan])}
     same, constant = correlation(own, own, prompts), correlation(own, {"a": np.ones(8), "b": np.ones(8)}, prompts)
-    assert same is not None and same.mean == pytest.approx(1)
-    assert constant is not None and constant.mean == 0
+    assert same is not None
+    assert same.mean == pytest.approx(1)
+    assert constant is not None
+    assert constant.mean == 0
 
 
 # --- What is kept ---

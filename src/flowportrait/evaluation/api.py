@@ -221,13 +221,13 @@ def evaluate(
     labels = (read_clip_labels(Path(groups)) if isinstance(groups, str | Path) else groups) or {}
     networks = None if networks is None else Path(networks)
     load_evaluation_networks(networks)  # a file that is missing is named before anything is drawn
-    speakers = labels.get(SPEAKER_COLUMN) or _speakers_of_prompts(prompts)
     joins = {clip: read_joins(text, clip) for clip, text in labels.get(JOINS_COLUMN, {}).items()}
     temporary = None
     if output is None and any(_is_animated(system) for system in systems.values()):
         temporary = tempfile.TemporaryDirectory(prefix="flowportrait-")
         output = temporary.name
     files, extra = _system_videos(systems, prompts, output, seed)
+    speakers = labels.get(SPEAKER_COLUMN) or _speakers_of_prompts(prompts)
     if real is not None:
         files[REAL] = _list_videos(real)
     for system, system_rows in (extra_metrics or {}).items():

@@ -33,14 +33,14 @@ FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
-class PairJudge:
+class EvaluationPreference:
     """Scores clips so that two of the same speech can be compared. It cannot be called, so that it is no reward."""
 
     model: MotionReward
 
     @classmethod
     @cached_per_device
-    def load(cls) -> PairJudge:
+    def load(cls) -> EvaluationPreference:
         """Load the judge that ships with the package."""
         return cls(MotionReward.read(shipped_weights("pair_judge/model.safetensors"), side="evaluation"))
 

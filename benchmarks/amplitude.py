@@ -20,12 +20,16 @@ from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.prosody_motion import voice_follower
 from flowportrait.models.sampler import sample_motion
 from flowportrait.rendering.motion_basis import EXPRESSION, HEAD, MotionBasis, close_lips
+from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.concordance import ConcordanceReward
 from flowportrait.rewards.sync import MotionSyncExpert
 
 SETS = {"anchors": "news"}
 """Names of sources in tables, where they differ from the folder."""
 CHEEKS, CORNERS, BROW_POINTS = [50, 280], [61, 291], [105, 334, 107, 336]
 """Landmarks of the cheeks, the corners of the mouth, and the brows."""
+LIKENESS = ("opening", "true_lips", "true_brows", "true_head")
+"""Correlation of the lip opening, and the concordances that rewards use."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,9 @@ class AmplitudeOptions:
     amplitude: its standard deviation over a clip, mean of the seeds. Error: mean |ln(ours / true)|, by clip and by
     speaker (mean amplitudes). Correlation of ln amplitude with the true one over clips, and with that of another
     sentence as control. Expression: correlation with the true motion in time, of the mean of the seeds, less that of
-    the motion for another sentence, with an interval over speakers. Sync is by the expert of the rewards. Systems are
-    CHECKPOINT/STYLE; the style plain is the generator alone.
+    the motion for another sentence, with an interval over speakers. Likeness: of single samples to the true motion, by
+    the correlation of the lip opening and by the concordances that rewards use, and the paired difference to the first
+    system. Sync is by the expert of the rewards. Systems are CHECKPOINT/STYLE; the style plain is the generator alone.
     """
 
     corpora: tuple[Path, ...]
@@ -68,6 +73,7 @@ def amplitude(options: AmplitudeOptions, record: Record) -> None:
     clips = load_dev_clips(options.corpora, options.clips)
     true = np.array([opening_amplitude(clip.motion) for clip in clips])
     expert = MotionSyncExpert.load()
+    compared: dict[str, np.ndarray] = {}
     record.add("real", "sync", bootstrap_mean(np.array([_sync(expert, clip, clip.motion[None]) for clip in clips])))
     for checkpoint in options.checkpoints:
         model, first = load_generator(checkpoint).requires_grad_(False), dict[str, float]()
@@ -83,6 +89,12 @@ def amplitude(options: AmplitudeOptions, record: Record) -> None:
             sync = np.array([_sync(expert, clip, own) for clip, own in zip(clips, tracks, strict=True)])
             record.add(name, "sync", bootstrap_mean(sync))
             add_expression(record, name, clips, [own.mean(0) for own in tracks])
+            likeness = {part: likeness_to_true(part, clips, tracks) for part in LIKENESS}
+            compared = compared or likeness
+            for part, values in likeness.items():
+                record.add(name, part, bootstrap_mean(values), group="likeness to the true motion")
+                difference = bootstrap_mean(values - compared[part])
+                record.add(name, part, difference, group=f"likeness, less that of {options.checkpoints[0]}")
 
 
 def load_dev_clips(corpora: Sequence[Path], most: int) -> list[DevClip]:
@@ -144,6 +156,20 @@ def _sync(expert: MotionSyncExpert, clip: DevClip, tracks: torch.Tensor) -> floa
     mel = log_mel(normalize_loudness(clip.sound))[: 4 * frames]
     with torch.no_grad():
         return float(expert.score(tracks[:, : len(mel) // 4], mel[None].expand(len(tracks), -1, -1))[1].mean())
+
+
+def likeness_to_true(part: str, clips: Sequence[DevClip], tracks: Sequence[torch.Tensor]) -> np.ndarray:
+    """Return the mean likeness of every speaker's samples to the true motion ``[speakers]``."""
+    by_speaker = defaultdict[str, list[float]](list)
+    for clip, own in zip(clips, tracks, strict=True):
+        true = clip.motion[None, : own.shape[1]].expand(len(own), -1, -1)
+        if part == "opening":
+            values = [_correlation(lip_opening(true[0])[:, None], lip_opening(track)[:, None]) for track in own]
+        else:
+            empty = torch.zeros(len(own), 4 * own.shape[1], 80)
+            values = ConcordanceReward(part)(RewardBatch(own, empty, reference=true)).value.tolist()
+        by_speaker[clip.speaker].append(float(np.mean(values)))
+    return np.array([np.mean(values) for values in by_speaker.values()])
 
 
 def add_amplitudes(

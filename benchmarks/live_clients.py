@@ -244,10 +244,12 @@ async def _read_until_closed(client: MisbehavingClient, socket_: Any) -> None:
         client.seen[f"closed with {code}"] += 1
 
 
-async def _misbehave(kind: Callable[[MisbehavingClient], Awaitable[None]], client: MisbehavingClient) -> None:
+async def _misbehave(
+    kind: Callable[[MisbehavingClient], Awaitable[None]], client: MisbehavingClient, ended: asyncio.Event
+) -> None:
     import websockets
 
-    while True:
+    while not ended.is_set():  # a cancellation alone can be lost inside a library that is closing a connection
         client.seen["attempts"] += 1
         try:
             await asyncio.wait_for(kind(client), STEP_SECONDS)
@@ -271,17 +273,18 @@ async def misbehave(address: str, token: str, count: int, seconds: float) -> dic
     assert place.hostname is not None
     assert place.port is not None
     seen: dict[str, Counter[str]] = {}
-    tasks = []
+    tasks, ended = [], asyncio.Event()
     for number in range(count):
         kind = KINDS[number % len(KINDS)]
         tally = seen.setdefault(kind.__name__.replace("_", " "), Counter())
         client = MisbehavingClient(place.hostname, place.port, token, tally)
-        tasks.append(asyncio.create_task(_misbehave(kind, client)))
+        tasks.append(asyncio.create_task(_misbehave(kind, client, ended)))
     await asyncio.wait(tasks, timeout=seconds)
     broken = [task.exception() for task in tasks if task.done() and task.exception()]
+    ended.set()
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.wait(tasks, timeout=STEP_SECONDS)
     if broken:
         raise RuntimeError(f"a client of the measurement failed: {broken[0]!r}") from broken[0]
     return {kind: dict(tally) for kind, tally in seen.items()}

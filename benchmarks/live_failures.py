@@ -41,6 +41,8 @@ TOLD_SECONDS = 40.0
 """Longest time in which a client is waited for to notice that its worker is gone."""
 NEW_SESSION_SECONDS = 60.0
 """Longest time for which a new session is waited for."""
+CLIENTS_END_SECONDS = 60.0
+"""Longest time in which the misbehaving clients are waited for after their time."""
 LEAK_HOURS = 0.25
 
 
@@ -104,7 +106,11 @@ def measure_clients(bench: Bench) -> None:
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         memory = processor = 0.0
+        latest = time.monotonic() + options.clients_seconds + CLIENTS_END_SECONDS
         while others.poll() is None:
+            if time.monotonic() > latest:
+                others.kill()
+                raise BadInput("The misbehaving clients did not end: run python -m benchmarks.live_clients yourself.")
             processor = process_seconds(others.pid)
             sleep_with(good.page, 0.5)
             memory = max(memory, server.memory())

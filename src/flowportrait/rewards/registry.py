@@ -24,6 +24,7 @@ from flowportrait.errors import BadInput
 from flowportrait.media.optical_flow import FlowName, build_optical_flow
 from flowportrait.plugins import is_reference, load_plugin, plugin_names
 from flowportrait.rewards.batch import RewardBatch
+from flowportrait.rewards.concordance import ConcordanceReward
 from flowportrait.rewards.consistency import (
     PerceptualReward,
     SharpnessReward,
@@ -123,8 +124,11 @@ PART_REWARDS: dict[str, RewardBuilder] = {
     "crowd_mouth": lambda _: CrowdReward.of("crowd_mouth", "lips"),
     "crowd_eyes": lambda _: CrowdReward.of("crowd_eyes", "brows", "blink", "gaze"),
     "crowd_head": lambda _: CrowdReward.of("crowd_head", "head"),
+    "true_lips": lambda _: ConcordanceReward("true_lips"),
+    "true_brows": lambda _: ConcordanceReward("true_brows"),
+    "true_head": lambda _: ConcordanceReward("true_head"),
 }
-"""Rewards of one part of the face: fast motion, and the distribution of motion."""
+"""Rewards of one part of the face: fast motion, the distribution of motion, and likeness to the recorded motion."""
 
 JUDGE_REWARDS: dict[str, str] = {
     "panel": "flowportrait.judges.build:panel_reward",

@@ -217,6 +217,7 @@ class TalkingTask:
             prompts.mel,
             self.renderer_for(prompts.portraits) if self.renderer_for else None,
             audio=prompts.audio,
+            reference=None if prompts.motion is None else prompts.motion[:, 1:],
             group=trajectory.group,
             policy=policy,
             condition=trajectory.condition,

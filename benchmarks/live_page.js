@@ -225,6 +225,7 @@ class WebSocketClient extends Client {
     const received = performance.now(), view = new DataView(data);
     if (view.getUint8(0) !== 1) return;
     const number = view.getUint32(1, true), length = view.getUint32(5, true);
+    if (this.listening) this.hear(number, received, new Int16Array(data.slice(9 + length)));
     if (!length) return;               // the sound of a frame whose picture was dropped
     const jpeg = new Blob([new Uint8Array(data, 9, length)], {type: "image/jpeg"});
     createImageBitmap(jpeg).then(picture => {
@@ -234,6 +235,15 @@ class WebSocketClient extends Client {
       this.frames.push([number * FRAME_MS, received, shown, number]);
       if (this.watching) this.keep(number, shown, jpeg);
     });
+  }
+
+  // The sound comes in the message of its frame and is not played here: a voice is heard when it has been received.
+  async listen() { this.listening = true; }
+  hear(number, received, samples) {
+    const first = samples.findIndex(sample => Math.abs(sample) > 0.02 * 32768);
+    if (first < 0) return;
+    if (!(number - this.lastLoud < 7)) this.voices.push(received + FRAME_MS * first / samples.length);
+    this.lastLoud = number;
   }
 
   send(message) { this.socket.send(message); }

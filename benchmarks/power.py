@@ -14,7 +14,7 @@ from benchmarks.drawing import codecs, named_checkpoints
 from benchmarks.evaluation_set import NEWS, SEEN, SOUND, WILD, SetPiece, build_set, sound_pieces, write_manifest
 from benchmarks.material import use_one_thread
 from benchmarks.portrait_groups import skin_tone
-from benchmarks.power_measure import PIXELS, SetMeter, load_instruments, window_piece
+from benchmarks.power_measure import SetMeter, window_piece
 from benchmarks.power_tables import (
     CLOSURE_KEYS,
     FIRST_IDENTITY,
@@ -46,6 +46,7 @@ from flowportrait.commands.options import OptionalPath
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.metrics import REAL
 from flowportrait.evaluation.networks import load_evaluation_networks
+from flowportrait.evaluation.sync_instruments import sync_instruments
 from flowportrait.media.video import FPS, iter_frames
 from flowportrait.pipelines.animator import Animator
 from flowportrait.rendering.renderer import MotionCodec
@@ -84,8 +85,8 @@ class PowerOptions:
     """Most pieces of a speaker; all by default."""
     per_recording: int = 1
     """Most pieces of a recording without a video."""
-    instruments: tuple[str, ...] = (PIXELS,)
-    """Of lip sync: pixels, or MODULE:NAME of one or several."""
+    instruments: tuple[str, ...] = ("pixels", "pixels-a", "pixels-b")
+    """Of lip sync, by name; landmarks where FLOWPORTRAIT_OPENSEEFACE names its network."""
     networks: OptionalPath = None
     """Folder with the networks of the field, as for flowportrait evaluate --networks."""
     stage: tuple[Literal["draw", "measure"], ...] = ("draw", "measure")
@@ -95,7 +96,10 @@ class PowerOptions:
 def power(options: PowerOptions, record: Record) -> None:
     """Draw what is missing, measure everything, and write the tables."""
     use_one_thread()
-    instruments = load_instruments(options.instruments)
+    known = sync_instruments()
+    if unknown := [name for name in options.instruments if name not in known]:
+        raise BadInput(f"No instrument of lip sync is named {unknown[0]}: choose from {', '.join(known)}.")
+    instruments = {name: known[name] for name in options.instruments}
     networks = load_evaluation_networks(options.networks)
     found = named_checkpoints(options.systems)
     animators = {name: Animator.from_pretrained(checkpoint) for name, checkpoint in found.items()}
@@ -142,7 +146,7 @@ def add_set(meter: SetMeter, pieces: list[SetPiece], record: Record) -> None:
         label = f"{title} ({len(members)} pieces of {count} speaker{'s' * (count > 1)})"
         keys = [*HEADLINE, *(CLOSURE_KEYS if SEEN in groups else ())]
         add_means(record, rows, keys, speakers, label)
-        instruments = [f"{one.name}: {what}" for one in meter.instruments for what in INSTRUMENT_FIGURES]
+        instruments = [f"{one}: {what}" for one in meter.instruments for what in INSTRUMENT_FIGURES]
         add_means(record, rows, instruments, speakers, f"{label}: instruments of lip sync")
         for name in names[1:]:
             add_changes(record, rows[name], rows[names[0]], (name, names[0]), speakers, label)

@@ -1,137 +1,20 @@
-"""Measurements of the videos of the evaluation set, by metrics and by instruments of lip sync.
-
-An instrument of lip sync has a ``name``, says what it ``reads``, and embeds lips and sound as unit vectors, whose
-distances by offset give LSE-C at 0, the best offset and LSE-D. ``pixels`` is the expert of the evaluation; others are
-named ``MODULE:NAME``: an instrument, or a function that returns one or several by name.
-"""
+"""Measurements of the videos of the evaluation set, by metrics and by instruments of lip sync."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
-
-import numpy as np
-import torch
 
 from benchmarks.evaluation_set import SetPiece, read_word_times
 from benchmarks.power_videos import SetVideos
 from flowportrait.errors import BadInput
-from flowportrait.evaluation.joins import scored_frames
-from flowportrait.evaluation.lip_sync import (
-    LONG_FRAMES,
-    LONG_MAX_OFFSET,
-    MIN_WINDOWS,
-    SHORT_MAX_OFFSET,
-    PixelSyncExpert,
-    SyncMeasurement,
-    scored_windows,
-    sync_from_embeddings,
-)
+from flowportrait.evaluation.lip_sync import SyncMeasurement
 from flowportrait.evaluation.measure import VideoMetrics, compare_with_real, measure_video
 from flowportrait.evaluation.metrics import REAL, MetricRow
-from flowportrait.evaluation.motion_metrics import longest_run
 from flowportrait.evaluation.networks import EvaluationNetworks
-from flowportrait.evaluation.tracking import VideoTracks
+from flowportrait.evaluation.sync_instruments import SyncInstrument, measure_sync_of_file
 from flowportrait.evaluation.true_lips import closure_frames, measure_closure
-from flowportrait.media.audio import SAMPLES_PER_FRAME
-from flowportrait.media.mel import MELS_PER_FRAME, log_mel, normalize_loudness
-from flowportrait.rendering.motion_basis import MotionBasis
 from flowportrait.terminal import progress
-
-PIXELS = "pixels"
-
-
-class LipSyncInstrument(Protocol):
-    """Interface of an instrument of lip sync.
-
-    Attributes:
-        name: its name in tables.
-        reads: ``mouth`` for grey patches ``[T, 48, 64]``, ``landmarks`` for MediaPipe's ``[T, 478, 3]`` in pixels, or
-            ``motion`` for motion ``[T, 30]``.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def reads(self) -> str: ...
-
-    def embed(self, lips: np.ndarray, audio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return unit embeddings ``[W, D]`` of lips and of sound ``[640 T]`` at 16 kHz, of the same windows."""
-
-
-class PixelInstrument:
-    """The expert of the evaluation, which reads mouth pixels."""
-
-    name, reads = PIXELS, "mouth"
-
-    @torch.no_grad()
-    def embed(self, lips: np.ndarray, audio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Embed mouth patches and sound."""
-        expert = PixelSyncExpert.load()
-        mel = log_mel(normalize_loudness(audio))[: MELS_PER_FRAME * len(lips)]
-        face = expert.embed_face(torch.from_numpy(np.ascontiguousarray(lips))[None])[0]
-        return face.cpu().numpy(), expert.embed_audio(mel[None])[0].cpu().numpy()
-
-
-def load_instruments(words: Iterable[str]) -> list[LipSyncInstrument]:
-    """Return instruments from words that are each ``pixels`` or ``MODULE:NAME``.
-
-    Raises:
-        BadInput: there is no such module or name, or what is there is no instrument.
-    """
-    found: list[LipSyncInstrument] = []
-    for word in words:
-        if word == PIXELS:
-            found.append(PixelInstrument())
-            continue
-        module, colon, name = word.partition(":")
-        try:
-            loaded: Any = getattr(importlib.import_module(module), name) if colon else None
-        except (ImportError, AttributeError) as error:
-            raise BadInput(f"The instrument {word} cannot be loaded ({error}): write MODULE:NAME.") from error
-        loaded = loaded() if callable(loaded) and not hasattr(loaded, "embed") else loaded
-        loaded = loaded() if isinstance(loaded, type) else loaded
-        several = list(loaded.values()) if isinstance(loaded, Mapping) else [loaded]
-        if not all(hasattr(one, "embed") and hasattr(one, "reads") and hasattr(one, "name") for one in several):
-            raise BadInput(f"{word} is no instrument of lip sync: write pixels, or MODULE:NAME of one.")
-        found += several
-    return found
-
-
-def measure_with_instrument(
-    instrument: LipSyncInstrument, tracked: VideoTracks, joins: Sequence[int] = ()
-) -> SyncMeasurement | None:
-    """Measure lip sync with an instrument over the longest run of frames with a face; None if too few windows count.
-
-    Raises:
-        BadInput: the instrument reads what tracks do not have.
-    """
-    run = longest_run(tracked.valid)
-    lips = _lips(instrument, tracked, run)
-    reach = LONG_MAX_OFFSET if len(lips) >= LONG_FRAMES else SHORT_MAX_OFFSET
-    audio = tracked.audio[SAMPLES_PER_FRAME * run.start : SAMPLES_PER_FRAME * run.stop]
-    if not len(audio) or len(lips) < 2 * reach + MIN_WINDOWS:
-        return None
-    face, voice = instrument.embed(lips, audio)
-    if len(face) - 2 * reach < MIN_WINDOWS:
-        return None
-    counted = scored_windows(scored_frames(len(tracked), joins)[run], len(lips) - len(face) + 1, reach)
-    return sync_from_embeddings(face, voice, reach, counted) if counted.sum() >= MIN_WINDOWS else None
-
-
-def _lips(instrument: LipSyncInstrument, tracked: VideoTracks, run: slice) -> np.ndarray:
-    if instrument.reads == "mouth":
-        return tracked.mouth[run]
-    if instrument.reads == "landmarks":
-        return tracked.landmarks[run]
-    if instrument.reads == "motion":
-        return MotionBasis.load().encode(tracked.landmarks[run], tracked.blendshapes[run], smooth=False)[0].numpy()
-    raise BadInput(
-        f"The instrument {instrument.name} reads {instrument.reads}: it can read mouth, landmarks or motion."
-    )
 
 
 @dataclass
@@ -149,11 +32,11 @@ class SetMeter:
     Args:
         videos: the videos.
         networks: the networks of the evaluation.
-        instruments: instruments of lip sync.
+        instruments: instruments of lip sync by name.
     """
 
     def __init__(
-        self, videos: SetVideos, networks: EvaluationNetworks, instruments: Sequence[LipSyncInstrument]
+        self, videos: SetVideos, networks: EvaluationNetworks, instruments: Mapping[str, SyncInstrument]
     ) -> None:
         self.videos, self.networks, self.instruments = videos, networks, instruments
 
@@ -185,10 +68,9 @@ class SetMeter:
         tracked = self.videos.tracks(system, piece.name)
         words = read_word_times(self.videos.footage, piece)
         metrics.row.update(measure_closure(tracked, closure_frames(words), piece.joins))
-        for instrument in self.instruments:
-            sync = measure_with_instrument(instrument, tracked, piece.joins)
+        for name, sync in measure_sync_of_file(path, self.instruments, cache, piece.joins).items():
             if sync is not None:
-                metrics.row.update(instrument_row(instrument.name, sync))
+                metrics.row.update(instrument_row(name, sync))
         return metrics
 
 

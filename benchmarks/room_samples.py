@@ -188,15 +188,21 @@ def draw_mouths(codec: MotionCodec, motion: torch.Tensor) -> np.ndarray:
 
 def real_sample(prompt: RoomPrompt, codec: MotionCodec) -> RoomSamples | None:
     """Return the speaker's own motion drawn on the portrait, as one sample; None where a frame shows no face."""
-    frames = [frame for frame, _ in zip(iter_frames(prompt.path), range(prompt.frames), strict=False)]
+    motion = real_motion(prompt.path, prompt.frames)
+    return None if motion is None else RoomSamples(motion[None].numpy(), draw_mouths(codec, motion)[None])
+
+
+@lru_cache(maxsize=64)
+def real_motion(path: Path, count: int) -> torch.Tensor | None:
+    """Return the motion ``[count, 30]`` of a clip's speaker; None where a frame shows no face."""
+    frames = [frame for frame, _ in zip(iter_frames(path), range(count), strict=False)]
     with FaceTracker() as tracker:
         faces = tracker.track(frames)
     run = longest_run(faces.valid)
-    if run.start or run.stop < prompt.frames - 1:
+    if run.start or run.stop < count - 1:
         return None
     motion = MotionBasis.load().encode(faces.landmarks[run], faces.blendshapes[run])[0]
-    motion = torch.cat([motion, motion[-1:]])[: prompt.frames]
-    return RoomSamples(motion[None].numpy(), draw_mouths(codec, motion)[None])
+    return torch.cat([motion, motion[-1:]])[:count]
 
 
 def finished_sample(path: Path, prompt: RoomPrompt, motion: np.ndarray, codec: MotionCodec) -> RoomSamples | None:
@@ -268,11 +274,15 @@ def score_by_reward(reward: Reward, samples: RoomSamples, prompt: RoomPrompt, co
         BadInput: the reward needs something that finished motion does not have, such as the generator's latents.
     """
     count = len(samples)
+    real = real_motion(prompt.path, prompt.frames) if "reference" in reward.needs else None
+    if real is None and "reference" in reward.needs:
+        return np.full(count, np.nan)
     batch = RewardBatch(
         torch.from_numpy(samples.motion),
         prompt.mel.expand(count, -1, -1),
         PortraitRenderer([codec], [0] * count, PICTURE_SIZE) if codec else None,
         audio=torch.from_numpy(prompt.audio).expand(count, -1),
+        reference=None if real is None else real.expand(count, -1, -1),
         group=torch.zeros(count, dtype=torch.long),
     )
     score = score_batch(reward, batch)

@@ -17,7 +17,7 @@ None of them is used in a reward. What was chosen with ``pixels-a`` (the best of
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from flowportrait.devices import cached_per_device
+from flowportrait.evaluation.joins import scored_frames
 from flowportrait.evaluation.lip_sync import (
     LONG_FRAMES,
     LONG_MAX_OFFSET,
@@ -33,6 +34,7 @@ from flowportrait.evaluation.lip_sync import (
     SHORT_MAX_OFFSET,
     PixelSyncExpert,
     SyncMeasurement,
+    scored_windows,
     sync_from_embeddings,
 )
 from flowportrait.evaluation.motion_metrics import longest_run
@@ -40,6 +42,7 @@ from flowportrait.evaluation.openseeface import OpenSeeFace
 from flowportrait.evaluation.sync_experts import LandmarkSyncExpert, LightASDSyncExpert
 from flowportrait.evaluation.tracking import VideoTracks, content_hash, track_file
 from flowportrait.files import atomic_write, shipped_weights
+from flowportrait.media.audio import SAMPLES_PER_FRAME
 from flowportrait.media.mel import MELS_PER_FRAME, log_mel, normalize_loudness
 from flowportrait.media.video import iter_frames
 from flowportrait.training.joint_embedding import JointEmbedding
@@ -93,12 +96,13 @@ class SyncInstrument:
             voices.append(network.embed_audio(mel[None])[0, inner].cpu() * share)
         return torch.cat(faces, -1).numpy(), torch.cat(voices, -1).numpy()
 
-    def score(self, lips: np.ndarray, audio: np.ndarray) -> SyncMeasurement | None:
+    def score(self, lips: np.ndarray, audio: np.ndarray, scored: np.ndarray | None = None) -> SyncMeasurement | None:
         """Measure lip sync.
 
         Args:
             lips: what the instrument reads, of T consecutive frames with a face.
             audio: samples ``[640 T]`` at 16 kHz.
+            scored: which frames count ``[T]``; all by default.
 
         Returns:
             The measurement with offsets up to ±15 frames for three seconds and more, up to ±5 for less; None if there
@@ -107,7 +111,11 @@ class SyncInstrument:
         reach = LONG_MAX_OFFSET if len(lips) >= LONG_FRAMES else SHORT_MAX_OFFSET
         if not len(audio) or len(lips) - self.window + 1 - 2 * reach < MIN_WINDOWS:
             return None
-        return sync_from_embeddings(*self.embed(lips, audio), reach)
+        face, voice = self.embed(lips, audio)
+        counted = None if scored is None else scored_windows(scored, self.window, reach)
+        if counted is not None and counted.sum() < MIN_WINDOWS:
+            return None
+        return sync_from_embeddings(face, voice, reach, counted)
 
 
 def sync_instruments(points: bool | None = None) -> dict[str, SyncInstrument]:
@@ -134,7 +142,10 @@ def sync_instruments(points: bool | None = None) -> dict[str, SyncInstrument]:
 
 
 def measure_sync_of_file(
-    path: Path, instruments: Mapping[str, SyncInstrument] | None = None, cache: Path | None = None
+    path: Path,
+    instruments: Mapping[str, SyncInstrument] | None = None,
+    cache: Path | None = None,
+    joins: Sequence[int] = (),
 ) -> dict[str, SyncMeasurement | None]:
     """Measure a finished video with every instrument, over its longest run of frames with a face.
 
@@ -142,6 +153,7 @@ def measure_sync_of_file(
         path: the video.
         instruments: by name; by default those of ``sync_instruments``.
         cache: folder of tracks.
+        joins: where the clip is joined; frames around joins do not count.
 
     Returns:
         A measurement by instrument; None where the video has no sound or is too short.
@@ -155,8 +167,9 @@ def measure_sync_of_file(
     lips = {"mouth": tracked.mouth[run]}
     if any(instrument.reads == "points" for instrument in instruments.values()):
         lips["points"] = _steady_points(path, tracked, cache)[run]
-    audio = tracked.audio[640 * run.start : 640 * run.stop]
-    return {name: instrument.score(lips[instrument.reads], audio) for name, instrument in instruments.items()}
+    audio = tracked.audio[SAMPLES_PER_FRAME * run.start : SAMPLES_PER_FRAME * run.stop]
+    scored = scored_frames(len(tracked), joins)[run] if joins else None
+    return {name: instrument.score(lips[instrument.reads], audio, scored) for name, instrument in instruments.items()}
 
 
 def _steady_points(path: Path, tracked: VideoTracks, cache: Path | None) -> np.ndarray:

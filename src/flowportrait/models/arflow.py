@@ -329,7 +329,7 @@ class ARFlow(nn.Module):
     def initial_state(self, noise: torch.Tensor) -> torch.Tensor:
         """Return the latents at σ = 1 for unit noise ``[..., chunk·30]``, scaled by the config's spreads."""
         config, spread = self.config, torch.ones(MOTION_DIM)
-        spread[BROWS], spread[HEAD] = config.spread_brows, config.spread_head
+        spread[LOWER_FACE], spread[BROWS], spread[HEAD] = config.spread_mouth, config.spread_brows, config.spread_head
         spread[BLINK] = spread[GAZE] = config.spread_eyes
         return noise * spread.repeat_interleave(config.chunk).to(noise)
 

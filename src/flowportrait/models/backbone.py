@@ -81,9 +81,12 @@ class GeneratorConfig:
     """How much the joins between chunks are smoothed (see ``rendering/motion_filters.py``); 0 leaves chunks as they
     are drawn."""
 
+    spread_mouth: float = 1.0
+    """Standard deviation of the noise that the lower face starts from. Less noise takes away what the speech does not
+    say: lips are nearer to the speaker's and differ less between seeds."""
     spread_brows: float = 1.0
     """Standard deviation of the noise that brows start from. Sampled brows, eyes and heads move less than real ones;
-    more noise gives the amplitude back. Lips start from 1."""
+    more noise gives the amplitude back."""
     spread_eyes: float = 1.0
     """Standard deviation of the noise that lids and gaze start from."""
     spread_head: float = 1.0

@@ -14,11 +14,13 @@ from benchmarks.material import spread_evenly, use_one_thread
 from benchmarks.record import Record
 from flowportrait.data.corpus import read_corpus_clips
 from flowportrait.errors import BadInput
-from flowportrait.evaluation.statistics import bootstrap_mean
-from flowportrait.media.mel import log_mel, normalize_loudness
+from flowportrait.evaluation.pair_judge import EvaluationPreference
+from flowportrait.evaluation.statistics import Estimate, bootstrap_mean
+from flowportrait.media.mel import MELS_PER_FRAME, log_mel, normalize_loudness
 from flowportrait.models.arflow import ARFlow, load_generator
 from flowportrait.models.prosody_motion import voice_follower
 from flowportrait.models.sampler import sample_motion
+from flowportrait.preferences.dataset import DIMENSIONS
 from flowportrait.rendering.motion_basis import EXPRESSION, HEAD, MotionBasis, close_lips
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.concordance import ConcordanceReward
@@ -42,7 +44,8 @@ class AmplitudeOptions:
     sentence as control. Expression: correlation with the true motion in time, of the mean of the seeds, less that of
     the motion for another sentence, with an interval over speakers. Likeness: of single samples to the true motion, by
     the correlation of the lip opening and by the concordances that rewards use, and the paired difference to the first
-    system. Sync is by the expert of the rewards. Systems are CHECKPOINT/STYLE; the style plain is the generator alone.
+    system. Preferred: share of pairs with the same seed, by the evaluation's judge of pairs, which no reward uses. Sync
+    is by the expert of the rewards. Systems are CHECKPOINT/STYLE; the style plain is the generator alone.
     """
 
     corpora: tuple[Path, ...]
@@ -74,6 +77,7 @@ def amplitude(options: AmplitudeOptions, record: Record) -> None:
     true = np.array([opening_amplitude(clip.motion) for clip in clips])
     expert = MotionSyncExpert.load()
     compared: dict[str, np.ndarray] = {}
+    against: list[np.ndarray] | None = None
     record.add("real", "sync", bootstrap_mean(np.array([_sync(expert, clip, clip.motion[None]) for clip in clips])))
     for checkpoint in options.checkpoints:
         model, first = load_generator(checkpoint).requires_grad_(False), dict[str, float]()
@@ -95,6 +99,12 @@ def amplitude(options: AmplitudeOptions, record: Record) -> None:
                 record.add(name, part, bootstrap_mean(values), group="likeness to the true motion")
                 difference = bootstrap_mean(values - compared[part])
                 record.add(name, part, difference, group=f"likeness, less that of {options.checkpoints[0]}")
+            judged = judge_scores(clips, tracks)
+            against = judged if against is None else against
+            for column, dimension in enumerate(DIMENSIONS):
+                won = [(0.5 + 0.5 * np.sign(a - b)).mean(0)[column] for a, b in zip(judged, against, strict=True)]
+                share = mean_of_speakers(clips, won)
+                record.add(name, dimension, share, group=f"preferred to {options.checkpoints[0]} by the judge of pairs")
 
 
 def load_dev_clips(corpora: Sequence[Path], most: int) -> list[DevClip]:
@@ -156,6 +166,24 @@ def _sync(expert: MotionSyncExpert, clip: DevClip, tracks: torch.Tensor) -> floa
     mel = log_mel(normalize_loudness(clip.sound))[: 4 * frames]
     with torch.no_grad():
         return float(expert.score(tracks[:, : len(mel) // 4], mel[None].expand(len(tracks), -1, -1))[1].mean())
+
+
+def judge_scores(clips: Sequence[DevClip], tracks: Sequence[torch.Tensor]) -> list[np.ndarray]:
+    """Return what the evaluation's judge of pairs gives every sample of a clip ``[seeds, 3]``."""
+    judge, found = EvaluationPreference.load(), []
+    for clip, own in zip(clips, tracks, strict=True):
+        mel = log_mel(normalize_loudness(clip.sound))[: MELS_PER_FRAME * own.shape[1]]
+        frames = len(mel) // MELS_PER_FRAME
+        found.append(judge.score_motion(own[:, :frames], mel[None].expand(len(own), -1, -1)).numpy())
+    return found
+
+
+def mean_of_speakers(clips: Sequence[DevClip], values: Sequence[float]) -> Estimate:
+    """Return the mean over speakers of their clips' values, with its interval."""
+    by_speaker = defaultdict[str, list[float]](list)
+    for clip, value in zip(clips, values, strict=True):
+        by_speaker[clip.speaker].append(float(value))
+    return bootstrap_mean(np.array([np.mean(own) for own in by_speaker.values()]))
 
 
 def likeness_to_true(part: str, clips: Sequence[DevClip], tracks: Sequence[torch.Tensor]) -> np.ndarray:

@@ -106,12 +106,9 @@ def test_one_update_is_what_it_was(recipe: str, tmp_path: Path) -> None:
     start = weights(tmp_path, "ref") if recipe == "kvpo" else load_file(DATA / "generator" / "model.safetensors")
     if recipe == "kvpo":  # of the shipped weights a part is kept
         found, start = sampled(found), sampled(start)
-    if recipe == "kvpo":
-        # Gradients near zero change their sign with the processor, and Adam turns that into whole steps of single
-        # weights: all tensors are compared together.
-        assert distance_of_all(found, known, start) < 5 * WEIGHTS_TOLERANCE
-    else:
-        assert distances(found, known, start) < WEIGHTS_TOLERANCE
+    # Gradients near zero change their sign with the processor, and Adam turns that into whole steps of single weights:
+    # all tensors are compared together. Another seed is at .2 and more.
+    assert distance_of_all(found, known, start) < (5 if recipe == "kvpo" else 1) * WEIGHTS_TOLERANCE
 
 
 @pytest.mark.slow
@@ -120,7 +117,7 @@ def test_another_seed_is_another_update(tmp_path: Path) -> None:
     assert main([*training_words("nft", tmp_path), "seed=4"]) == 0
     known = load_file(DATA / "runs" / "nft" / "one_update.safetensors")
     start = load_file(DATA / "generator" / "model.safetensors")
-    assert distances(weights(tmp_path), known, start) > 10 * WEIGHTS_TOLERANCE
+    assert distance_of_all(weights(tmp_path), known, start) > 10 * WEIGHTS_TOLERANCE
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ from flowportrait.models.arflow import load_generator
 from flowportrait.rendering.motion_basis import BROWS, HEAD, LOWER_FACE
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import score_batch
-from flowportrait.rewards.registry import build_reward
+from flowportrait.rewards.registry import RewardWeights, build_reward
+from flowportrait.rl.config import PostTrainConfig
 from flowportrait.rl.task import SpeechItem, TalkingTask
 
 FRAMES = 40
@@ -85,3 +86,10 @@ def test_prompts_of_real_clips_bring_their_motion_to_the_reward() -> None:
     assert batch.reference is not None
     assert torch.equal(batch.reference, prompts.motion[:, 1:])
     assert batch.reference.shape == batch.motion.shape
+
+
+def test_a_weight_that_is_set_to_zero_takes_a_reward_away_that_a_recipe_names() -> None:
+    recipe = PostTrainConfig.from_recipe("direct", **{"rewards.sync": 0.0, "rewards.temporal": 0.1})
+    assert "sync" not in recipe.rewards.by_name()
+    assert recipe.rewards.by_name()["temporal"] == 0.1
+    assert RewardWeights.only({"temporal": 2.0, "true_lips": 1.0}).by_name() == {"temporal": 2.0, "true_lips": 1.0}

@@ -303,9 +303,9 @@ class RewardWeights:
     @classmethod
     def only(cls, weights: Mapping[str, float]) -> Self:
         """Return weights of the named rewards; all others are zero."""
-        own = {name: weight for name, weight in weights.items() if name in WEIGHTED_REWARDS}
-        other = {name: weight for name, weight in weights.items() if name not in own}
-        return cls(**{"judge": 0.0, "perceptual": 0.0, "temporal": 0.0} | own, other=other)
+        other = {name: weight for name, weight in weights.items() if name not in WEIGHTED_REWARDS}
+        own: dict[str, Any] = {name: weights.get(name, 0.0) for name in WEIGHTED_REWARDS}
+        return cls(judge=0.0, other=other, **own)
 
 
 # --- The rewards of a run ---

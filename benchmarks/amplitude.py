@@ -58,6 +58,8 @@ class AmplitudeOptions:
     """Samples of each clip."""
     clips: int = 10
     """Clips of a speaker, evenly spaced."""
+    splits: tuple[str, ...] = ("dev",)
+    """Whose clips: dev for figures; reward and evaluation, the speakers that generators learn from, for choices."""
 
 
 @dataclass
@@ -73,7 +75,7 @@ class DevClip:
 def amplitude(options: AmplitudeOptions, record: Record) -> None:
     """Measure every system on all clips, and add the figures by set."""
     use_one_thread()
-    clips = load_dev_clips(options.corpora, options.clips)
+    clips = load_dev_clips(options.corpora, options.clips, options.splits)
     true = np.array([opening_amplitude(clip.motion) for clip in clips])
     expert = MotionSyncExpert.load()
     compared: dict[str, np.ndarray] = {}
@@ -107,15 +109,15 @@ def amplitude(options: AmplitudeOptions, record: Record) -> None:
                 record.add(name, dimension, share, group=f"preferred to {options.checkpoints[0]} by the judge of pairs")
 
 
-def load_dev_clips(corpora: Sequence[Path], most: int) -> list[DevClip]:
-    """Return clips of the dev speakers, so many of each.
+def load_dev_clips(corpora: Sequence[Path], most: int, splits: Sequence[str] = ("dev",)) -> list[DevClip]:
+    """Return clips of the speakers of some splits, so many of each.
 
     Raises:
         BadInput: there are none.
     """
     basis, by_speaker = MotionBasis.load(), defaultdict[str, list[DevClip]](list)
     for corpus in corpora:
-        for row, clip in read_corpus_clips(corpus, ("dev",)):
+        for row, clip in read_corpus_clips(corpus, splits):
             if row["frames"] < 24:
                 continue
             source = row["name"].split("/")[0]
@@ -123,7 +125,8 @@ def load_dev_clips(corpora: Sequence[Path], most: int) -> list[DevClip]:
             sound = np.asarray(clip.audio, np.float32)
             by_speaker[row["speaker"]].append(DevClip(row["speaker"], SETS.get(source, source), sound, motion))
     if not by_speaker:
-        raise BadInput(f"No clips of dev speakers in {', '.join(map(str, corpora))}: check clips.jsonl.")
+        where = ", ".join(map(str, corpora))
+        raise BadInput(f"No clips of the splits {', '.join(splits)} in {where}: check clips.jsonl.")
     return [clip for own in by_speaker.values() for clip in spread_evenly(own, most)]
 
 

@@ -165,8 +165,8 @@ def measure(
 # ── the shipped recipe and its ablations ───────────────────────────────────────────────────────────────────────────
 
 SHIPPED, RANDOM = "shipped recipe", "random reward"
-SHARES, SPREAD_EYES, GRAFT_STEPS = (0.25, 0.75), 1.3, 400
-"""Of finishing: shares of sft and of the run, the factor on the noise of the eyes, steps of giving back the lips."""
+SHARES, SPREADS, GRAFT_STEPS = (0.25, 0.75), ("spread_eyes=1.3", "spread_mouth=0.5"), 400
+"""Of finishing: shares of sft and of the run, the noise of the eyes and of the mouth, steps of giving back the lips."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def finish(folder: Path, corpus: Path, features: Path | None) -> None:
     from tools.graft_checkpoint import grafted
 
     mixed = soup([load_generator("sft"), load_generator(folder / "checkpoint")], SHARES)
-    mixed.config = override(mixed.config, [f"spread_eyes={SPREAD_EYES}"])
+    mixed.config = override(mixed.config, list(SPREADS))
     grafted(load_generator("sft"), mixed, corpus, features, GRAFT_STEPS).save_pretrained(folder / "finished")
 
 

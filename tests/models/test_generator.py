@@ -105,4 +105,6 @@ def test_what_is_to_move_more_starts_from_wider_noise_and_lips_do_not(model: ARF
     assert (parts[:, HEAD] == 2).all()
     assert (parts[:, BROWS] == 1.5).all()
     assert (parts[:, LOWER_FACE] == 1).all()
+    calmer = ARFlow(replace(model.config, spread_mouth=0.5)).initial_state(noise)
+    assert (calmer.unflatten(-1, (-1, model.config.chunk))[:, LOWER_FACE] == 0.5).all()
     assert torch.equal(model.initial_state(noise), noise)

@@ -24,7 +24,8 @@ from flowportrait.rl.objectives.matching import NFT, RWR
 from flowportrait.rl.objectives.preference import DPO, best_worst_pairs
 from flowportrait.rl.objectives.ratio import AWM, SequenceRatio
 from flowportrait.rl.plan import OdePlan, SlidingWindow
-from flowportrait.rl.recipes import CARDS, EARLIER_NAMES, find_card, find_recipe
+from flowportrait.rl.recipes import CARDS, EARLIER_NAMES, RECIPES, find_card, find_recipe
+from flowportrait.rl.recipes.figures import CONTROLS, EXPECTED, REPORT, expected_figure
 from flowportrait.rl.rollout import Trajectory
 from flowportrait.rl.trainer import Trainer
 from tests import ROOT
@@ -303,3 +304,20 @@ def test_the_guides_own_recipe_raises_its_reward_too(monkeypatch: pytest.MonkeyP
     script: dict[str, Any] = {"__name__": __name__}
     exec(block, script)
     assert rise(small(script["CARD"].recipe)) > LEARNED
+
+
+def test_the_figure_to_expect_is_that_of_the_report_and_stands_beside_the_control() -> None:
+    report = (ROOT / REPORT).read_text(encoding="utf-8").replace("*", "")
+    earlier = {name: old for old, name in EARLIER_NAMES.items()}
+    rows = {cells[0]: cells[3] for line in report.splitlines() if len(cells := _cells(line)) > 4}
+    for name, figure in EXPECTED.items():
+        assert name in RECIPES
+        assert rows[earlier.get(name, name)] == figure
+    assert {"ratio": rows["flow-grpo, random rewards"], "matching": rows["nft, random rewards"]} == CONTROLS
+    assert CONTROLS["ratio"] in expected_figure("flow-grpo")
+    assert EXPECTED["flow-grpo"] in expected_figure("flow-grpo")
+    assert expected_figure("direct").startswith("not measured")
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]

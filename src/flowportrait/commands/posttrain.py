@@ -137,6 +137,7 @@ def run_recipes(options: RecipeOptions) -> dict[str, Any]:
         raise BadInput(f"flowportrait posttrain recipes show needs a name: {', '.join(texts)}.")
     from flowportrait.config import to_dict
     from flowportrait.rl.recipes import find_card
+    from flowportrait.rl.recipes.figures import expected_figure
 
     card = find_card(options.name)
     settings = to_dict(card.recipe)
@@ -148,6 +149,7 @@ def run_recipes(options: RecipeOptions) -> dict[str, Any]:
         "from the paper": card.paper,
         "verified": card.verified,
         "our reading": card.reading,
+        "to expect": expected_figure(card.name),
         "why": dict(card.why) if options.json else _indented(why),
         "settings": settings if options.json else "\n" + json.dumps(settings, indent=2),
     }

@@ -1,8 +1,8 @@
 """The figure to expect of every recipe that was measured, and the command that gave it.
 
-Figures are those of ``reports/2026-11-30-recipes.md``: forty processor seconds of one core from ``sft``, three seeds, what
-the weighted sum of the rewards gained on held-out prompts, in standard deviations of the start. A test compares them
-with the report.
+Figures are those of ``reports/2026-11-30-recipes.md``: forty processor seconds of one core from ``sft``, three seeds,
+what the weighted sum of the rewards gained on held-out prompts, in standard deviations of the start. A test compares
+them with the report.
 """
 
 from __future__ import annotations

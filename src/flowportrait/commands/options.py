@@ -232,6 +232,7 @@ def _leading_values(rest: list[str]) -> Iterator[str]:
 _PLAINER = (
     (r" Perhaps you meant: (--\S+).*", r"; did you mean \1?"),
     (r"no type matching \{None\}\|(.+) could be instantiated from \[(.*)\]", r"\2 is not \1"),
+    (r" is not INT\b", " is not a whole number"),
     (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number"),
     (r"could not convert string to float: (.*)", r"\1 is not a number"),
     (r"Error parsing (--\S+)", r"argument \1"),

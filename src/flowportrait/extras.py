@@ -16,7 +16,7 @@ from types import ModuleType
 from flowportrait.errors import BadInput
 
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "train": ("accelerate", "peft", "transformers"),
+    "train": ("accelerate", "peft", "yaml", "transformers"),
     "judge": ("openai", "httpx2"),
     "hub": ("huggingface_hub",),
     "serve": ("fastapi", "starlette", "pydantic", "uvicorn"),

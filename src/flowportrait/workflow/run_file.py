@@ -252,7 +252,9 @@ class _Reader:
             if name == "output":
                 return str(self.folder)
             if stage not in self.options:
-                known = ", ".join(f"${{{known}.output}}" for known in self.options) or "none, as this stage is the first"
+                known = (
+                    ", ".join(f"${{{known}.output}}" for known in self.options) or "none, as this stage is the first"
+                )
                 self._refuse(line, f"${{{name}}} names no earlier stage; what can be named is {known}.")
             found = self.options[stage].get(option.replace("-", "_"))
             if not isinstance(found, str):

@@ -22,6 +22,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "serve": ("fastapi", "starlette", "pydantic", "uvicorn"),
     "live": ("websockets", "aiortc", "aioice", "prometheus_client"),
     "camera": ("pyvirtualcam",),
+    "ray": ("ray",),
     "pipecat": ("pipecat",),
     "livekit": ("livekit",),
     "report": ("matplotlib",),

@@ -70,9 +70,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(folder: Path, output: str) -> subprocess.Popen[bytes]:
     (folder / f"{output}.yaml").write_text(TEXT.replace("OUT", output))
     words = [sys.executable, "-m", "flowportrait.cli", "pipeline", f"{output}.yaml"]
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
     # A session of its own, so that all of its processes can be killed at once, as a power cut does.
-    return subprocess.Popen(words, cwd=folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                            start_new_session=True, env=os.environ | {"XDG_CACHE_HOME": str(folder / "cache")})  # fmt: skip
+    return subprocess.Popen(words, cwd=folder, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                            start_new_session=True)  # fmt: skip
 
 
 def in_the_middle(run: Path) -> dict[str, Callable[[], bool]]:

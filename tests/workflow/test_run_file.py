@@ -100,10 +100,10 @@ def test_post_training_alone_is_compared_with_where_it_starts(tmp_path: Path) ->
         ("prepare:\n  inputs: a", "1: 'output' is missing"),
         ("output: out", "1: there is no stage"),
         ("output: out\npostrain:\n  prompts: a", "2: there is no stage 'postrain'; did you mean posttrain?"),
-        ("output: out\npretrain: {corpus: a}\nprepare: {inputs: b}", "3: prepare stands after pretrain: the order is"),
+        ("output: out\npretrain: {corpus: a}\nprepare: {inputs: b}", "3: prepare stands after pretrain"),
         ("output: out\noutput: in", "2: 'output' is given a second time: the first is in line 1."),
-        ("output: out\nposttrain:\n  prompts: a\n  iteration: 3", "4: posttrain has no option 'iteration'; did you mean "
-         "iterations?"),
+        ("output: out\nposttrain:\n  prompts: a\n  iteration: 3", "4: posttrain has no option 'iteration'; did you "
+         "mean iterations?"),
         ("output: out\nposttrain:\n  prompts: a\n  iterations: many", "4: posttrain: argument --iterations: 'many' is "
          "not a whole number"),
         ("output: out\nposttrain:\n  prompts: a\n  iterations:", "4: iterations has no value"),

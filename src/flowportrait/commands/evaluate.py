@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowportrait.commands.options import Flag, Inputs, Json, OptionalPair, OptionalPath, OptionalText, Repeated
+from flowportrait.commands.options import (
+    Flag,
+    Inputs,
+    Json,
+    OptionalPair,
+    OptionalPath,
+    OptionalText,
+    RayAddress,
+    Repeated,
+)
 from flowportrait.data.prompts import find_videos
 from flowportrait.errors import BadInput
 from flowportrait.extras import require_extra
@@ -94,6 +103,8 @@ class EvaluateOptions:
     """Folder with cached measurements; by default the user's cache."""
     workers: int = 1
     """Number of processes that measure videos."""
+    ray: RayAddress = None
+    """Measure the videos on the machines of a Ray cluster: auto, HOST:PORT, or ray://HOST:PORT."""
     json: Json = False
 
 
@@ -192,6 +203,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
         cache=options.cache,
         workers=options.workers,
         networks=options.networks,
+        ray=options.ray,
     )
     found = report.write(options.output)
     if options.json:

@@ -50,6 +50,8 @@ Settings = Annotated[tuple[str, ...], conf.arg(metavar="KEY=VALUE …", help_beh
 """Changed settings of a configuration."""
 Pairs = conf.Positional[Annotated[Path, conf.arg(metavar="PAIRS.JSONL")]]
 """One file of preference pairs."""
+RayAddress = Annotated[str | None, conf.arg(metavar="ADDRESS", help_behavior_hint="")]
+"""A Ray cluster that takes a part of the work."""
 Flag = Annotated[bool, conf.arg(help_behavior_hint="")]
 Json = Annotated[bool, conf.arg(help="Print one JSON object.", help_behavior_hint="")]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro import conf
 
-from flowportrait.commands.options import Flag, Json, OptionalText
+from flowportrait.commands.options import Flag, Json, OptionalText, RayAddress
 from flowportrait.terminal import waiting
 
 
@@ -25,6 +25,8 @@ class PipelineOptions:
     """Check everything and print what would be done."""
     from_stage: OptionalText = None
     """Make this stage and those after it again; --from STAGE for short."""
+    ray: RayAddress = None
+    """Spread the stages that can use it over the machines of a Ray cluster: auto, HOST:PORT, or ray://HOST:PORT."""
     json: Json = False
 
 
@@ -34,5 +36,5 @@ def run(options: PipelineOptions) -> dict[str, Any]:
         from flowportrait.workflow.execution import PipelineRun
         from flowportrait.workflow.run_file import read_run_file
 
-        pipeline = PipelineRun(read_run_file(options.run_file))
+        pipeline = PipelineRun(read_run_file(options.run_file, options.ray))
     return pipeline.preview(options.from_stage) if options.dry_run else pipeline.run(options.from_stage)

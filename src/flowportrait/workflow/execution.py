@@ -131,7 +131,7 @@ class PipelineRun:
         return self.file.output / f"{stage.name}.json"
 
     def _decide_all(self, again: Sequence[PipelineStage]) -> dict[str, _Decision]:
-        """Decide about every stage as far as its inputs exist, so that changed options are found before hours of work."""
+        """Decide about every stage as far as its inputs exist: what changed is found before hours of work."""
         found: dict[str, _Decision] = {}
         pending: list[Path] = []
         for stage in self.file.stages:

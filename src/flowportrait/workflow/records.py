@@ -22,7 +22,7 @@ from typing import Any, Literal
 from flowportrait import __version__
 from flowportrait.files import CHECKPOINT_FOLDER, write_json
 
-HARMLESS_OPTIONS = frozenset({"output", "json", "resume", "workers", "track", "cache", "title"})
+HARMLESS_OPTIONS = frozenset({"output", "json", "resume", "workers", "track", "cache", "title", "ray"})
 """Options that change where or how fast a stage works, but not what it delivers."""
 PATHS_IN_TEXT = frozenset({"start", "recipe", "policy", "checkpoint", "baseline", "against", "system", "set"})
 """Options of text that may name a file or folder, also behind ``NAME=``."""

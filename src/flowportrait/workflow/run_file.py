@@ -97,18 +97,23 @@ class RunFile:
         raise BadInput(f"{self.path}, line {line}: {problem}")
 
 
-def read_run_file(path: Path) -> RunFile:
+def read_run_file(path: Path, ray: str | None = None) -> RunFile:
     """Read a run file, fill in what its stages take from each other, and check every option and setting.
+
+    Args:
+        path: the file.
+        ray: address of a Ray cluster for the stages that can use one and name none.
 
     Raises:
         BadInput: the file cannot be read, or something in it is wrong; the sentence names the line.
     """
-    return _Reader(path).read()
+    return _Reader(path, ray).read()
 
 
 class _Reader:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, ray: str | None) -> None:
         self.path = path
+        self.ray = ray
         self.file = RunFile(path, Path(), ())
         self.options: dict[str, dict[str, OptionText]] = {}
 
@@ -201,6 +206,8 @@ class _Reader:
             entries[name] = _Entry(self._resolve(text, key_line), key_line)
         filled = kind.fill_in(self.options, {name: entry.value for name, entry in entries.items()})
         filled.setdefault("output", str(self.folder / kind.name))
+        if self.ray is not None and "ray" in hints:
+            filled["ray"] = self.ray
         for name, filled_value in filled.items():
             entries.setdefault(name, _Entry(filled_value, line))
         self.options[kind.name] = {name: entry.value for name, entry in entries.items()}

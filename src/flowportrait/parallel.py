@@ -10,6 +10,7 @@ and written through a file system that all machines share.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import multiprocessing
 import os
@@ -17,12 +18,12 @@ import socket
 import sys
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
 from flowportrait import __version__
@@ -182,10 +183,10 @@ class RayTasks:
     """
 
     def __init__(self, address: str, initialize: Callable[[], None] | None = None, output: Path | None = None) -> None:
-        self._ray: Any = require_extra("ray", "ray")
-        _check_answer(address)
+        self._ray: Any = check_cluster(address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         self._connected_here = not self._ray.is_initialized()
+        _log_messages_of_ray()
         if self._connected_here:
             try:
                 self._ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -269,21 +270,49 @@ class RayTasks:
                 self._ray.cancel(reference, force=True)
 
 
-def _check_answer(address: str) -> None:
-    """Check that something listens at the address; Ray itself would wait for minutes."""
+def check_cluster(address: str | None) -> ModuleType | None:
+    """Check that Ray is installed and that something listens at the address, for which Ray itself would wait minutes.
+
+    Commands call it before work that would be lost. For ``None`` nothing is checked.
+
+    Returns:
+        The module ``ray``.
+
+    Raises:
+        BadInput: it is no address, Ray is not installed, or nothing answers.
+    """
+    if address is None:
+        return None
     host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if address == "auto":
-        return
-    if not colon or not port.isdigit():
+    if address != "auto" and not (colon and port.isdigit()):
         raise BadInput(f"--ray {address} is no address: give auto, HOST:PORT or ray://HOST:PORT.")
-    try:
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-    except OSError as error:
-        raise BadInput(_no_cluster(address, error.strerror or str(error))) from error
+    module = require_extra("ray", "ray")
+    if address != "auto":
+        try:
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise BadInput(_no_cluster(address, getattr(error, "strerror", None) or str(error))) from error
+    return module
+
+
+def _log_messages_of_ray() -> None:
+    """Let Ray's messages, such as that of a lost machine, be one line each on standard error.
+
+    Ray writes them to standard output, where the results of a command are, with twenty lines of its own logs.
+    """
+    worker = importlib.import_module("ray._private.worker")
+
+    def log_first_line(data: Mapping[str, Any], *_: Any, **__: Any) -> None:
+        lines = "\n".join(map(str, data.get("lines", ()))).strip().splitlines()
+        if lines:
+            log(f"Ray: {lines[0].partition('. ')[0]}.")
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = log_first_line
 
 
 def _no_cluster(address: str, reason: str) -> str:
     return (
-        f"No Ray cluster answers at {address} ({reason.rstrip('.')}): start one with 'ray start --head' on this machine, "
+        f"No Ray cluster answers at {address} ({reason.rstrip('.')}): start one with 'ray start --head' on one machine "
         "and 'ray start --address=HOST:6379' on the others."
     )

@@ -178,8 +178,10 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     check_output_folder(options.output)
     require_extra("report", "matplotlib")
     from flowportrait.evaluation.api import VideoInput, evaluate
+    from flowportrait.parallel import check_cluster
     from flowportrait.pipelines.prompt_videos import distinct_system_names
 
+    check_cluster(options.ray)
     systems: dict[str, VideoInput] = {"videos": find_videos(options.videos)} if options.videos else {}
     systems |= named_systems(options.system, options.prompts)
     checkpoints = [name for name in (options.checkpoint, options.baseline) if name]

@@ -33,8 +33,10 @@ class PipelineOptions:
 def run(options: PipelineOptions) -> dict[str, Any]:
     """Run the stages of a run file that are not finished."""
     with waiting("starting"):
+        from flowportrait.parallel import check_cluster
         from flowportrait.workflow.execution import PipelineRun
         from flowportrait.workflow.run_file import read_run_file
 
+        check_cluster(options.ray)
         pipeline = PipelineRun(read_run_file(options.run_file, options.ray))
     return pipeline.preview(options.from_stage) if options.dry_run else pipeline.run(options.from_stage)

@@ -106,8 +106,10 @@ def run(options: PostTrainOptions) -> dict[str, Any]:
     """Post-train a generator by reinforcement learning."""
     check_output_folder(options.output)
     from flowportrait.models.checkpoints import checkpoint_folder
+    from flowportrait.parallel import check_cluster
     from flowportrait.rl.post_trainer import PostTrainer, resolve_recipe
 
+    check_cluster(options.ray)
     if not options.policy:
         checkpoint_folder(options.start)
     iterations = [] if options.iterations is None else [f"iterations={options.iterations}"]

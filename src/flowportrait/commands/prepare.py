@@ -59,7 +59,9 @@ def run(options: PrepareOptions) -> dict[str, Any]:
         from flowportrait.config import override
         from flowportrait.data.prepare import PreparationConfig, prepare_corpus
         from flowportrait.data.quality_gates import QualityGates
+        from flowportrait.parallel import check_cluster
 
+        check_cluster(options.ray)
     plan = PreparationConfig(
         options.layout,
         options.hold_out,

@@ -23,7 +23,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
 from flowportrait import __version__
@@ -183,7 +183,7 @@ class RayTasks:
     """
 
     def __init__(self, address: str, initialize: Callable[[], None] | None = None, output: Path | None = None) -> None:
-        self._ray: Any = check_cluster(address)
+        self._ray = check_cluster(address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         self._connected_here = not self._ray.is_initialized()
         _log_messages_of_ray()
@@ -270,13 +270,13 @@ class RayTasks:
                 self._ray.cancel(reference, force=True)
 
 
-def check_cluster(address: str | None) -> ModuleType | None:
+def check_cluster(address: str | None) -> Any:
     """Check that Ray is installed and that something listens at the address, for which Ray itself would wait minutes.
 
     Commands call it before work that would be lost. For ``None`` nothing is checked.
 
     Returns:
-        The module ``ray``.
+        The module ``ray``, or None.
 
     Raises:
         BadInput: it is no address, Ray is not installed, or nothing answers.
@@ -300,7 +300,7 @@ def _log_messages_of_ray() -> None:
 
     Ray writes them to standard output, where the results of a command are, with twenty lines of its own logs.
     """
-    worker = importlib.import_module("ray._private.worker")
+    worker: Any = importlib.import_module("ray._private.worker")
 
     def log_first_line(data: Mapping[str, Any], *_: Any, **__: Any) -> None:
         lines = "\n".join(map(str, data.get("lines", ()))).strip().splitlines()

@@ -76,7 +76,7 @@ class RayScorer:
             try:
                 reference = self._tasks.submit(_score_sent, self._key, [self._reference], _without_policy(batch))
             except _UNSENDABLE as error:
-                self._explain(error)
+                self._warn_once(error)
         scores: dict[str, Score] = {}
         with self._lock:
             for reward in (*self._here, *(self._sent if reference is None else ())):
@@ -89,14 +89,16 @@ class RayScorer:
         try:
             self._tasks.put(reward)
         except _UNSENDABLE as error:
-            log(f"Note: the reward {reward.name} is scored on this machine, since it cannot be sent ({error}).")
+            reason = error.__cause__ or error
+            log(f"Note: the reward {reward.name} is scored on this machine, since it cannot be sent ({reason}).")
             return False
         return True
 
-    def _explain(self, error: BaseException) -> None:
+    def _warn_once(self, error: BaseException) -> None:
         if not self._warned:
             self._warned = True
-            log(f"Warning: rollouts are scored on this machine, since their samples cannot be sent ({error}).")
+            reason = error.__cause__ or error
+            log(f"Warning: rollouts are scored on this machine, since their samples cannot be sent ({reason}).")
 
 
 def _without_policy(batch: RewardBatch) -> RewardBatch:

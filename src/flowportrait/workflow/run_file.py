@@ -120,7 +120,9 @@ class _Reader:
     def read(self) -> RunFile:
         top = self._mapping(self._parse(), "the file")
         kinds = {kind.name: kind for kind in STAGES}
-        output, launch, found = None, (), dict[str, tuple[int, Any]]()
+        output: str | None = None
+        launch: tuple[str, ...] = ()
+        found: dict[str, tuple[int, Any]] = {}
         for key, (line, node) in top.items():
             if key == "output":
                 output = self._scalar(node, "output")

@@ -132,7 +132,7 @@ def test_changed_options_are_refused_with_the_way_out(
 
 def test_options_that_change_no_result_may_change(place: Path) -> None:
     run(Commands())
-    change("prompts: other", "prompts: other, workers: 3, title: Ours")
+    change("prompts: other", "prompts: other, workers: 3, title: Ours, ray: auto")
     later = Commands()
     run(later)
     assert later.seen == []

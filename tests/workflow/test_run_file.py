@@ -84,6 +84,15 @@ evaluate: {prompts: other, checkpoint: "${posttrain.output}", baseline: "${postt
     assert evaluate.title == "In out"
 
 
+def test_a_cluster_is_for_the_stages_that_can_use_one_and_name_none(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(ALL.replace("workers: 2", "ray: other:6379"))
+    stages = {stage.name: stage.options for stage in read_run_file(tmp_path / "run.yaml", "auto").stages}
+    clusters = {name: getattr(options, "ray", "none") for name, options in stages.items()}
+    assert clusters == {
+        "prepare": "auto", "pretrain": "none", "posttrain": "auto", "distil": "auto", "evaluate": "other:6379"
+    }  # fmt: skip
+
+
 def test_post_training_alone_is_compared_with_where_it_starts(tmp_path: Path) -> None:
     (_, evaluate) = read("output: out\nposttrain: {prompts: mine}\nevaluate: {prompts: other}", tmp_path).stages
     assert evaluate.options.system == ("start=sft", "posttrain=out/posttrain")

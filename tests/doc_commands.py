@@ -2,7 +2,7 @@
 
     ```bash                         commands, run in order
     ```python                       code, run in order in one namespace
-    ```python title="mine.py"       a file, saved under this name
+    ```python title="mine.py"       a file, saved under this name; also ```yaml
     <!-- not run: reason -->        before a fence: parsed, and not run
 
 Other fences (``text``, ``toml``, …) only show something, and so do lines with an ellipsis.

@@ -13,6 +13,7 @@ GROUPS = {
     "distributed": ("test_scale.py", "test_policies_sharded.py"),
     "golden": ("test_golden*.py",),
     "guide": ("test_docs_run.py",),
+    "ray": ("test_ray.py",),
     "wheel": ("test_package.py",),
 }
 """Marker → file names whose tests get it."""

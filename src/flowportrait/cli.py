@@ -39,7 +39,7 @@ class Command(NamedTuple):
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "make videos": ("animate", "studio", "serve", "demo", "verify"),
-    "data and training": ("prepare", "pretrain", "posttrain", "doctor", "preferences"),
+    "data and training": ("prepare", "pretrain", "posttrain", "pipeline", "doctor", "preferences"),
     "judge and measure": ("evaluate", "judge"),
     "other": ("export",),
 }
@@ -56,6 +56,7 @@ COMMANDS: dict[str, Command] = {
     "posttrain": Command("posttrain:run", "reinforcement learning on portraits and speech"),
     "posttrain recipes": Command("posttrain:run_recipes", "list the recipes of post-training, or show one"),
     "posttrain policies": Command("posttrain:run_policies", "list or check other generators that can be post-trained"),
+    "pipeline": Command("pipeline:run", "run all stages of a training from one file, resumable"),
     "doctor": Command("doctor:run", "say what is wrong with a post-training run"),
     "preferences": Command("", "make and examine preference pairs, ask people, train reward models"),
     "preferences inspect": Command("preferences:run_inspect", "report ties, agreement, contradictions and leaks"),

@@ -16,12 +16,13 @@ from types import ModuleType
 from flowportrait.errors import BadInput
 
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "train": ("accelerate", "peft", "transformers"),
+    "train": ("accelerate", "peft", "yaml", "transformers"),
     "judge": ("openai", "httpx2"),
     "hub": ("huggingface_hub",),
     "serve": ("fastapi", "starlette", "pydantic", "uvicorn"),
     "live": ("websockets", "aiortc", "aioice", "prometheus_client"),
     "camera": ("pyvirtualcam",),
+    "ray": ("ray",),
     "pipecat": ("pipecat",),
     "livekit": ("livekit",),
     "report": ("matplotlib",),

@@ -138,7 +138,7 @@ def test_an_old_command_works_and_names_the_new_one(old: str, capsys: pytest.Cap
 
 
 def test_the_list_of_commands_is_a_dozen_and_names_no_old_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main_help(capsys, "--help").count("\n  ") == len([name for name in COMMANDS if " " not in name]) == 13
+    assert main_help(capsys, "--help").count("\n  ") == len([name for name in COMMANDS if " " not in name]) == 14
     assert not set(OLD_COMMANDS) & set(COMMANDS)
     assert "preferences study make" in main_help(capsys, "preferences", "study", "--help")
     assert "posttrain recipes" in main_help(capsys, "posttrain", "--help")

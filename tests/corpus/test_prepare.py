@@ -347,15 +347,16 @@ def test_an_interrupted_run_ends_its_processes_and_goes_on_where_it_was(
 ) -> None:
     import multiprocessing
 
+    from flowportrait import parallel
     from flowportrait.data import prepare as module
 
     for name in ("a", "b", "c"):
         (tmp_path / f"{name}.mp4").write_bytes(b"no video")
-    monkeypatch.setattr(module, "VIDEOS_PER_WORKER", 1)
+    monkeypatch.setattr(parallel, "ITEMS_PER_WORKER", 1)
     sources = find_sources([tmp_path])
-    results = module._results(sources, tmp_path / "out", PreparationConfig(workers=1))
-    first, (records, _) = next(results)
-    assert first.name == "a"
+    results = module._prepare_each(sources, tmp_path / "out", PreparationConfig(workers=1))
+    records, _ = next(results)
+    assert records[0]["name"] == "a"
     assert records[0]["reason"] == "unreadable"
     started = multiprocessing.active_children()
     assert started

@@ -126,7 +126,7 @@ def test_a_page_runs_as_written(page: Path, home: Path, monkeypatch: pytest.Monk
     for block in blocks(page):
         if block.not_run:
             continue
-        if block.language == "python" and block.title:
+        if block.language in ("python", "yaml") and block.title:
             (home / block.title).write_text(block.text, encoding="utf-8")
         elif block.language == "python":
             place = "\n" * block.line + block.text

@@ -200,7 +200,7 @@ def test_all_is_every_extra_for_users_and_dev_is_that_and_the_tools() -> None:
         more = {name for one in own if one.name == "flowportrait" for name in one.extras}
         return {extra}.union(*(reached(name) for name in more))
 
-    assert reached("all") == set(EXTRAS) - {"dev", "docs", "livekit", "pipecat"}
+    assert reached("all") == set(EXTRAS) - {"dev", "docs", "livekit", "pipecat", "ray"}
     assert reached("dev") == set(EXTRAS)
 
 

@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowportrait.commands.options import Flag, Inputs, Json, OptionalPair, OptionalPath, OptionalText, Repeated
+from flowportrait.commands.options import (
+    Flag,
+    Inputs,
+    Json,
+    OptionalPair,
+    OptionalPath,
+    OptionalText,
+    RayAddress,
+    Repeated,
+)
 from flowportrait.data.prompts import find_videos
 from flowportrait.errors import BadInput
 from flowportrait.extras import require_extra
@@ -94,6 +103,8 @@ class EvaluateOptions:
     """Folder with cached measurements; by default the user's cache."""
     workers: int = 1
     """Number of processes that measure videos."""
+    ray: RayAddress = None
+    """Measure the videos on the machines of a Ray cluster: auto, HOST:PORT, or ray://HOST:PORT."""
     json: Json = False
 
 
@@ -167,8 +178,10 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     check_output_folder(options.output)
     require_extra("report", "matplotlib")
     from flowportrait.evaluation.api import VideoInput, evaluate
+    from flowportrait.parallel import check_cluster
     from flowportrait.pipelines.prompt_videos import distinct_system_names
 
+    check_cluster(options.ray)
     systems: dict[str, VideoInput] = {"videos": find_videos(options.videos)} if options.videos else {}
     systems |= named_systems(options.system, options.prompts)
     checkpoints = [name for name in (options.checkpoint, options.baseline) if name]
@@ -192,6 +205,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
         cache=options.cache,
         workers=options.workers,
         networks=options.networks,
+        ray=options.ray,
     )
     found = report.write(options.output)
     if options.json:

@@ -50,6 +50,8 @@ Settings = Annotated[tuple[str, ...], conf.arg(metavar="KEY=VALUE …", help_beh
 """Changed settings of a configuration."""
 Pairs = conf.Positional[Annotated[Path, conf.arg(metavar="PAIRS.JSONL")]]
 """One file of preference pairs."""
+RayAddress = Annotated[str | None, conf.arg(metavar="ADDRESS", help_behavior_hint="")]
+"""A Ray cluster that takes a part of the work."""
 Flag = Annotated[bool, conf.arg(help_behavior_hint="")]
 Json = Annotated[bool, conf.arg(help="Print one JSON object.", help_behavior_hint="")]
 
@@ -232,6 +234,7 @@ def _leading_values(rest: list[str]) -> Iterator[str]:
 _PLAINER = (
     (r" Perhaps you meant: (--\S+).*", r"; did you mean \1?"),
     (r"no type matching \{None\}\|(.+) could be instantiated from \[(.*)\]", r"\2 is not \1"),
+    (r" is not INT\b", " is not a whole number"),
     (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number"),
     (r"could not convert string to float: (.*)", r"\1 is not a number"),
     (r"Error parsing (--\S+)", r"argument \1"),

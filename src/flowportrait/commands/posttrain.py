@@ -16,7 +16,16 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from tyro import conf
 
-from flowportrait.commands.options import Files, Flag, Json, OptionalInt, OptionalPath, OptionalText, Settings
+from flowportrait.commands.options import (
+    Files,
+    Flag,
+    Json,
+    OptionalInt,
+    OptionalPath,
+    OptionalText,
+    RayAddress,
+    Settings,
+)
 from flowportrait.errors import BadInput
 from flowportrait.files import check_output_folder
 from flowportrait.terminal import progress, waiting
@@ -59,6 +68,8 @@ class PostTrainOptions:
     """Continue the run in --output."""
     track: OptionalText = None
     """Also log the metrics to tensorboard or wandb."""
+    ray: RayAddress = None
+    """Score the rollouts on the machines of a Ray cluster: auto, HOST:PORT, or ray://HOST:PORT."""
     set: Settings = ()
     """Settings of the recipe."""
 
@@ -95,8 +106,10 @@ def run(options: PostTrainOptions) -> dict[str, Any]:
     """Post-train a generator by reinforcement learning."""
     check_output_folder(options.output)
     from flowportrait.models.checkpoints import checkpoint_folder
+    from flowportrait.parallel import check_cluster
     from flowportrait.rl.post_trainer import PostTrainer, resolve_recipe
 
+    check_cluster(options.ray)
     if not options.policy:
         checkpoint_folder(options.start)
     iterations = [] if options.iterations is None else [f"iterations={options.iterations}"]
@@ -112,6 +125,7 @@ def run(options: PostTrainOptions) -> dict[str, Any]:
         policy_arguments=options.policy_set,
         bf16=options.bf16,
         report_to=options.track,
+        ray=options.ray,
     )
     return {"checkpoint": str(trainer.train(options.resume))}
 

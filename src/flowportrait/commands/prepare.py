@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from flowportrait.commands.options import Inputs, Json, OptionalInt, OptionalPath, Settings
+from flowportrait.commands.options import Inputs, Json, OptionalInt, OptionalPath, RayAddress, Settings
 from flowportrait.errors import BadInput
 from flowportrait.files import check_output_folder
 from flowportrait.terminal import waiting
@@ -32,6 +32,8 @@ class PrepareOptions:
     """Also write WebDataset shards of this size in megabytes."""
     workers: OptionalInt = None
     """Number of processes; by default one per core."""
+    ray: RayAddress = None
+    """Prepare the videos on the machines of a Ray cluster: auto, HOST:PORT, or ray://HOST:PORT."""
     set: Settings = ()
     """Quality gates, such as yaw=30 eyes=60; --help-settings lists them."""
     json: Json = False
@@ -57,7 +59,9 @@ def run(options: PrepareOptions) -> dict[str, Any]:
         from flowportrait.config import override
         from flowportrait.data.prepare import PreparationConfig, prepare_corpus
         from flowportrait.data.quality_gates import QualityGates
+        from flowportrait.parallel import check_cluster
 
+        check_cluster(options.ray)
     plan = PreparationConfig(
         options.layout,
         options.hold_out,
@@ -65,5 +69,6 @@ def run(options: PrepareOptions) -> dict[str, Any]:
         options.crops,
         options.shards,
         options.workers,
+        options.ray,
     )
     return {"output": str(options.output), **prepare_corpus(options.inputs, options.output, plan)}

@@ -1,4 +1,4 @@
-"""Prepare a training corpus from videos, over several processes, resumable.
+"""Prepare a training corpus from videos, over several processes or machines, resumable.
 
     videos ─► shots ─► face tracks ─► clips (landmarks, blendshapes, mouth, 16 kHz sound, speech) ─► gates ─► kept
                                                                                                       └─► counted
@@ -9,15 +9,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -42,10 +40,10 @@ from flowportrait.data.corpus import (
 from flowportrait.data.dataset_note import write_dataset_note
 from flowportrait.data.extract import extract_clips
 from flowportrait.data.quality_gates import QualityGates
-from flowportrait.errors import BadInput
 from flowportrait.files import atomic_write
 from flowportrait.media.video import FPS, iter_frames
 from flowportrait.media.write_video import write_video
+from flowportrait.parallel import SPAWN, Workers, parallel_map
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
@@ -89,11 +87,8 @@ def _crop_frames(frames: Iterator[np.ndarray], clip: FaceClip, size: int) -> Ite
 SharedCounter: TypeAlias = "Synchronized[int]"
 """A number that the processes of a run share."""
 
-VIDEOS_PER_WORKER = 4
-"""Videos that are handed out per process."""
 MAX_VIDEOS_PER_PROCESS = 200
 """Videos after which a process is replaced: even closed trackers leak about a megabyte each."""
-_SPAWN = multiprocessing.get_context("spawn")
 _frames_read: SharedCounter | None = None
 """In a worker: how many frames all workers have read so far."""
 
@@ -109,6 +104,7 @@ class PreparationConfig:
         crops: side in pixels of face videos that are written as well, 0 for none.
         shard_mb: size of WebDataset shards, 0 for none.
         workers: processes, by default one for each core.
+        ray: address of a Ray cluster whose machines prepare the videos; ``workers`` is not used then.
     """
 
     layout: str = "auto"
@@ -117,6 +113,7 @@ class PreparationConfig:
     crops: int = 0
     shard_mb: int = 0
     workers: int | None = None
+    ray: str | None = None
 
 
 def prepare_corpus(inputs: Sequence[Path], output: Path, plan: PreparationConfig | None = None) -> dict[str, Any]:
@@ -127,7 +124,7 @@ def prepare_corpus(inputs: Sequence[Path], output: Path, plan: PreparationConfig
         video per second.
 
     Raises:
-        BadInput: see ``find_sources``; or a process was killed, mostly for lack of memory.
+        BadInput: see ``find_sources`` and ``parallel_map``.
     """
     plan = plan or PreparationConfig()
     sources = find_sources(inputs, plan.layout, plan.hold_out)
@@ -135,11 +132,14 @@ def prepare_corpus(inputs: Sequence[Path], output: Path, plan: PreparationConfig
     started, footage = time.monotonic(), 0.0
     with CorpusIndex(output) as index:
         todo = [source for source in sources if source.name not in index.done]
-        frame_counter = _SPAWN.Value("q", 0)
-        with _progress(frame_counter) as display:
+        frame_counter = SPAWN.Value("q", 0)
+        results = _prepare_each(todo, output, plan, frame_counter)
+        with _progress(frame_counter) as display, closing(results):
             bar = display.add_task("preparing", total=sum(map(_size_in_bytes, todo)), note="")
-            for source, (records, seconds) in _results(todo, output, plan, frame_counter):
+            for source, (records, seconds) in zip(todo, results, strict=True):
                 index.add(source.name, seconds, records)
+                if plan.ray is not None:  # the machines of a cluster share no counter
+                    frame_counter.value += round(seconds * FPS)
                 footage += seconds
                 speed = footage / (time.monotonic() - started)
                 display.update(bar, advance=_size_in_bytes(source), note=f"{source.name}, {speed:.1f} × real time")
@@ -158,36 +158,21 @@ def prepare_corpus(inputs: Sequence[Path], output: Path, plan: PreparationConfig
     return result
 
 
-def _results(
+def _prepare_each(
     todo: list[SourceVideo], output: Path, plan: PreparationConfig, frame_counter: SharedCounter | None = None
-) -> Iterator[tuple[SourceVideo, tuple[list[Record], float]]]:
-    """Yield each video's records in the order of the list; several processes read the videos and count their frames."""
-    workers = max(1, min(plan.workers or os.cpu_count() or 1, len(todo)))
-    pending: deque[tuple[SourceVideo, Future[tuple[list[Record], float]]]] = deque()
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(
-        workers, _SPAWN, _initialize_worker, (frame_counter,), max_tasks_per_child=MAX_VIDEOS_PER_PROCESS
+) -> Generator[tuple[list[Record], float]]:
+    """Yield records and seconds of every video, in order; processes of this machine count the frames they read."""
+    workers = Workers(
+        processes=plan.workers or os.cpu_count() or 1,
+        ray=plan.ray,
+        initialize=partial(_initialize_worker, frame_counter),
+        initialize_ray=partial(_initialize_worker, None),
+        items_per_process=MAX_VIDEOS_PER_PROCESS,
+        output=output,
     )
-    try:
-        for source in todo:
-            pending.append((source, pool.submit(prepare_video, source, output, plan)))
-            if len(pending) == VIDEOS_PER_WORKER * workers:
-                yield pending[0][0], pending[0][1].result()
-                pending.popleft()
-        while pending:
-            yield pending[0][0], pending[0][1].result()
-            pending.popleft()
-    except BrokenProcessPool as error:
-        raise BadInput(
-            f"A process was killed at {pending[0][0].path} or a video after it, mostly for want of memory: run the "
-            "command again with fewer --workers, or without that video; what is done is kept."
-        ) from error
-    finally:
-        pool.shutdown(wait=not pending, cancel_futures=True)
-        if pending:
-            # Interrupted: unfinished videos are repeated next time, so their processes can be stopped.
-            for process in set(multiprocessing.active_children()) - others:
-                process.terminate()
+    yield from parallel_map(
+        partial(prepare_video, output=output.absolute(), plan=plan), todo, workers, lambda source: source.path
+    )
 
 
 def _initialize_worker(frame_counter: SharedCounter | None) -> None:

@@ -176,6 +176,7 @@ def evaluate(
     cache: str | Path | None = None,
     workers: int = 1,
     networks: str | Path | None = None,
+    ray: str | None = None,
 ) -> EvaluationReport:
     """Measure the videos of one or several systems and compare them.
 
@@ -207,6 +208,7 @@ def evaluate(
         workers: number of processes that measure videos.
         networks: folder with the networks of the field (SyncNet, Inception, I3D, ArcFace, those of THEval), named as in
             ``flowportrait.evaluation.field_networks``.
+        ray: address of a Ray cluster whose machines measure the videos.
 
     Raises:
         BadInput: there is nothing to measure, baseline or control is unknown, a system has two videos of one name, a
@@ -236,7 +238,7 @@ def evaluate(
         raise BadInput(f"The control '{control}' is compared by its gain: it must be a system, with another baseline.")
     _check_systems(files, baseline)
     cache = default_tracks_cache() if cache is None else Path(cache)
-    measured = measure_videos(files, cache, workers, joins, networks)
+    measured = measure_videos(files, cache, workers, joins, networks, ray)
     if not any(measured.metrics.values()):
         raise BadInput(f"None of the videos can be measured. {measured.excluded[0]['reason']}")
     rows = _collect_rows(measured, files, cache, extra, joins)

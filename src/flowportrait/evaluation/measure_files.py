@@ -1,11 +1,10 @@
-"""Measure the videos of several systems, in one process or in several."""
+"""Measure the videos of several systems, in one process, in several, or on several machines."""
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flowportrait.errors import BadInput
 from flowportrait.evaluation.measure import VideoMetrics, measure_video
 from flowportrait.evaluation.networks import load_evaluation_networks
+from flowportrait.parallel import Workers, parallel_map
 
 
 @dataclass
@@ -30,6 +30,7 @@ def measure_videos(
     workers: int = 1,
     joins: Mapping[str, Sequence[int]] | None = None,
     networks: Path | None = None,
+    ray: str | None = None,
 ) -> Measurements:
     """Measure all videos of all systems.
 
@@ -39,15 +40,27 @@ def measure_videos(
         workers: number of processes.
         joins: frames at which clips are joined, by clip.
         networks: folder with the networks of the field.
+        ray: address of a Ray cluster whose machines measure the videos; ``workers`` is not used then.
+
+    Raises:
+        BadInput: see ``parallel_map``.
     """
     measured = Measurements({system: {} for system in systems})
     jobs = [(system, file) for system, files in systems.items() for file in files]
+    each = [(file, tuple((joins or {}).get(file.stem, ()))) for _, file in jobs]
+    import torch
+
+    # As many threads as here, so that sums are rounded alike.
+    threads = partial(torch.set_num_threads, torch.get_num_threads())
+    processes = workers if workers > 1 and len(jobs) > 1 else 0
+    where = Workers(processes=processes, ray=ray, initialize_ray=threads)
+    results = parallel_map(
+        partial(_measure_or_reason, cache=cache, networks=networks), each, where, lambda one: one[0]
+    )  # fmt: skip
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("measuring", total=len(jobs))
-        for (system, file), result in zip(
-            jobs, _measure_each([f for _, f in jobs], cache, workers, joins or {}, networks), strict=True
-        ):
+        for (system, file), result in zip(jobs, results, strict=True):
             if isinstance(result, str):
                 measured.excluded.append({"system": system, "file": file.name, "reason": result})
             else:
@@ -56,20 +69,9 @@ def measure_videos(
     return measured
 
 
-def _measure_each(
-    files: list[Path], cache: Path, workers: int, joins: Mapping[str, Sequence[int]], networks: Path | None
-) -> Iterator[VideoMetrics | str]:
-    joined = [joins.get(file.stem, ()) for file in files]
-    if workers <= 1 or len(files) < 2:
-        yield from map(_measure_or_reason, files, [cache] * len(files), joined, [networks] * len(files))
-        return
-    # Spawned, because the threads of torch and mediapipe do not survive a fork.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(_measure_or_reason, files, [cache] * len(files), joined, [networks] * len(files))
-
-
-def _measure_or_reason(file: Path, cache: Path, joins: Sequence[int], networks: Path | None) -> VideoMetrics | str:
-    """Return the metrics of a video, or the reason why it cannot be measured."""
+def _measure_or_reason(job: tuple[Path, tuple[int, ...]], cache: Path, networks: Path | None) -> VideoMetrics | str:
+    """Return the metrics of a video with its joins, or the reason why it cannot be measured."""
+    file, joins = job
     try:
         return measure_video(file, cache, load_evaluation_networks(networks), joins)
     except BadInput as error:

@@ -292,6 +292,15 @@ class SourceMap(NamedTuple):
     share: np.ndarray
 
 
+@lru_cache(maxsize=1)
+def _rasterize_settings() -> cv2.TriangleRasterizeSettings:
+    """Return OpenCV's settings, which cannot be pickled; a rasterizer can, since it does not hold them."""
+    settings = cv2.TriangleRasterizeSettings()
+    settings.setShadingType(cv2.RASTERIZE_SHADING_SHADED)
+    settings.setCullingMode(cv2.RASTERIZE_CULLING_NONE)
+    return settings
+
+
 class Rasterizer:
     """Computes source maps for meshes with fixed triangles.
 
@@ -332,9 +341,6 @@ class Rasterizer:
         self._far = np.full((first, first), 2 * _DISTANCE, np.float32)
         self._shape = (small, small)
         self._camera = np.eye(4, dtype=np.float32)
-        self._settings = cv2.TriangleRasterizeSettings()
-        self._settings.setShadingType(cv2.RASTERIZE_SHADING_SHADED)
-        self._settings.setCullingMode(cv2.RASTERIZE_CULLING_NONE)
 
     def __call__(self, vertices: np.ndarray) -> np.ndarray:
         """Return the source ``[S, S, 2]`` float32 px that each pixel shows, for vertices ``[V, 3]`` px; empty pixels
@@ -415,7 +421,7 @@ class Rasterizer:
         """Rasterise triangles into a colour and a depth buffer in place."""
         cv2.triangleRasterize(
             world, triangles, self._colours, colour, depth, self._camera,
-            2 * _HALF_ANGLE, 1.0, 2 * _DISTANCE, self._settings,
+            2 * _HALF_ANGLE, 1.0, 2 * _DISTANCE, _rasterize_settings(),
         )  # fmt: skip
 
     def _enlarged(self, plane: np.ndarray, axis: int) -> np.ndarray:

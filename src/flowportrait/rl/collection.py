@@ -46,7 +46,10 @@ class ScoredRollouts:
 
 
 def collect_rollouts(
-    pieces: Sequence[Any], act: Callable[[Any], Trajectory], score: Callable[[Trajectory, Any], Mapping[str, Score]]
+    pieces: Sequence[Any],
+    act: Callable[[Any], Trajectory],
+    score: Callable[[Trajectory, Any], Mapping[str, Score]],
+    scorers: int = 1,
 ) -> ScoredRollouts:
     """Sample and score a batch part by part; scoring overlaps with sampling.
 
@@ -54,18 +57,19 @@ def collect_rollouts(
         pieces: the parts, such as ids of groups.
         act: samples a part.
         score: scores the samples of a part.
+        scorers: parts that are scored at once.
     """
-    started, scoring = time.monotonic(), [0.0]
+    started, scoring = time.monotonic(), list[float]()
 
     def timed_score(trajectory: Trajectory, piece: Any) -> Mapping[str, Score]:
         score_started = time.monotonic()
         with torch.no_grad():
             result = score(trajectory, piece)
-        scoring[0] += time.monotonic() - score_started
+        scoring.append(time.monotonic() - score_started)
         return result
 
     trajectories, pending = [], []
-    with ThreadPoolExecutor(1) as scorer:
+    with ThreadPoolExecutor(scorers) as scorer:
         for piece in pieces:
             trajectory = act(piece)
             trajectories.append(trajectory)
@@ -74,7 +78,7 @@ def collect_rollouts(
         scores = [future.result() for future in pending]
     seconds = {
         "seconds/rollout": sampled - started,
-        "seconds/reward": scoring[0],
+        "seconds/reward": sum(scoring),
         "seconds/waiting": time.monotonic() - sampled,
     }
     return ScoredRollouts(join_trajectories(trajectories), join_scores(scores), seconds)

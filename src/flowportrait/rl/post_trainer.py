@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -43,6 +44,7 @@ from flowportrait.rl.plan import OdePlan
 from flowportrait.rl.policy_adapter import ARFlowAdapter, PolicyAdapter, TrainingData
 from flowportrait.rl.prompt_scores import mean_scores
 from flowportrait.rl.recipes import CARDS, find_recipe
+from flowportrait.rl.remote_scoring import RayScorer
 from flowportrait.rl.trainer import Trainer
 from flowportrait.terminal import is_main_process, log
 from flowportrait.training.distributed import (
@@ -98,6 +100,7 @@ class PostTrainer:
         policy_arguments: arguments of a pipeline's calls (``height``, ``num_frames``, …) or of a class.
         bf16: load the weights of a pipeline in bfloat16.
         report_to: ``tensorboard`` or ``wandb``.
+        ray: address of a Ray cluster whose machines score the rollouts.
 
     Raises:
         BadInput: the recipe does not fit the policy or the data, or a name is not known.
@@ -118,6 +121,7 @@ class PostTrainer:
         policy_arguments: Mapping[str, Any] | Sequence[str] = (),
         bf16: bool = False,
         report_to: str | None = None,
+        ray: str | None = None,
     ) -> None:
         config = resolve_recipe(config) if isinstance(config, str) else config
         if bf16 and config.autocast == "no":
@@ -131,7 +135,7 @@ class PostTrainer:
         self.output_dir = Path(output_dir or f"runs/{self.config.name}")
         self.pairs = [Path(path) for path in pairs]
         self.exemplars = None if exemplars is None else Path(exemplars)
-        self.report_to = report_to
+        self.report_to, self.ray = report_to, ray
         self.policy_arguments, self.bf16 = policy_arguments, bf16
         self._trainer: Trainer | None = None
         self.adapter.check(self.config, TrainingData(() if train_prompts else None, self.pairs, self.exemplars))
@@ -150,8 +154,8 @@ class PostTrainer:
                 other data, or nothing could be learned or saved.
         """
         accelerator = create_tracking_accelerator(self.report_to, self.output_dir)
-        with report_errors_on_main(accelerator, self.output_dir):
-            self._train(resume, accelerator)
+        with report_errors_on_main(accelerator, self.output_dir), ExitStack() as stack:
+            self._train(resume, accelerator, stack)
         return self.output_dir / "checkpoint"
 
     @property
@@ -217,7 +221,7 @@ class PostTrainer:
         with TemporaryDirectory() as folder:
             return upload_folder(self.save_pretrained(folder), name, **settings)
 
-    def _train(self, resume: bool, accelerator: Accelerator) -> None:
+    def _train(self, resume: bool, accelerator: Accelerator, stack: ExitStack) -> None:
         config, output, state = self.config, self.output_dir, self.output_dir / "state"
         if any(all_gather_object(accelerator, latest_state(state) is not None)) and not resume:
             raise BadInput(f"{output} already holds a run: add --resume to continue it or choose another --output.")
@@ -238,7 +242,8 @@ class PostTrainer:
             )
 
         description = run_on_main(accelerator, describe)
-        trainer = self._trainer = Trainer(policy, task, config, rewards, accelerator)
+        scorer = stack.enter_context(RayScorer(rewards, self.ray)) if self.ray else None
+        trainer = self._trainer = Trainer(policy, task, config, rewards, accelerator, scorer)
 
         def open_folder() -> list[str]:
             output.mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,7 @@ from flowportrait.rl.learner import (
 )
 from flowportrait.rl.objectives.interface import Advantage
 from flowportrait.rl.plan import Planner, apply_policy_schedule
+from flowportrait.rl.remote_scoring import RayScorer
 from flowportrait.rl.rollout import Trajectory, rollout
 from flowportrait.rl.stages import Stage
 from flowportrait.rl.task import PromptSource
@@ -48,7 +49,7 @@ from flowportrait.training.learner import Weights
 
 
 class Trainer(PolicyLearner):
-    """Post-trains a policy on a task with a composite reward."""
+    """Post-trains a policy on a task with a composite reward, which a ``scorer`` may compute on other machines."""
 
     def __init__(
         self,
@@ -57,10 +58,12 @@ class Trainer(PolicyLearner):
         recipe: PostTrainConfig,
         rewards: CompositeReward,
         accelerator: Accelerator | None = None,
+        scorer: RayScorer | None = None,
     ) -> None:
         super().__init__(policy, recipe, accelerator)
         self.task = task
         self.rewards = rewards
+        self.scorer = scorer
         self.share = RankGroups.of(self.accelerator, recipe.groups, recipe.group_minibatches)
         self.waiting: list[tuple[Trajectory, dict[str, Score]]] = []
 
@@ -198,7 +201,8 @@ class Rollouts:
     def _collect(self, sample: Callable[[torch.Tensor], Trajectory], role: str | None = None) -> ScoredRollouts:
         parts = [part for part in self.groups.tensor_split(self.trainer.recipe.rollout_chunks) if len(part)]
         with self.rollout_mode(role):
-            return collect_rollouts(parts, sample, self._score)
+            scorer = self.trainer.scorer
+            return collect_rollouts(parts, sample, self._score, scorer.parts if scorer else 1)
 
     def _sample(self, planner: Planner, group_size: int, stages: tuple[Stage, ...], groups: torch.Tensor) -> Trajectory:
         recipe, policy, key = self.trainer.recipe, self.policy, self.noise_key
@@ -220,4 +224,4 @@ class Rollouts:
     def _score(self, trajectory: Trajectory, groups: torch.Tensor) -> dict[str, Score]:
         prompts, broken = self.prompts.select(trajectory.group), non_finite_mask(trajectory)
         batch = self.task.batch(self.policy, zero_masked(trajectory, broken), prompts)
-        return invalidate_scores(self.trainer.rewards(batch), broken)
+        return invalidate_scores((self.trainer.scorer or self.trainer.rewards)(batch), broken)

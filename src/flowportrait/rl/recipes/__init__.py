@@ -56,6 +56,8 @@ RECIPES: dict[str, str] = {
     "sync-dpo": "preference:SYNC_DPO_CARD",
     "threshold": "preference:THRESHOLD_CARD",
     "distil": "matching:DISTIL_CARD",
+    "dmd": "distribution:DMD_CARD",
+    "dmd-reward": "distribution:DMD_REWARD_CARD",
     "direct": "direct:DIRECT_CARD",
 }
 """Name of every built-in recipe → its module in this folder and its card there."""

@@ -1,0 +1,271 @@
+"""Claims about distillation by matching distributions: gradients in closed form, limits, the critic, its state."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flowportrait.errors import BadInput
+from flowportrait.flow.noise import NoiseKey
+from flowportrait.rewards.registry import CompositeReward
+from flowportrait.rl.config import Recipe
+from flowportrait.rl.method_stages import TEACHER
+from flowportrait.rl.objectives.distribution import (
+    CRITIC,
+    Critic,
+    DistributionMatching,
+    OutputMatching,
+    noised_outputs,
+    output_gradient,
+)
+from flowportrait.rl.objectives.interface import Advantage, LossInputs
+from flowportrait.rl.objectives.matching import RWR
+from flowportrait.rl.plan import OdePlan
+from flowportrait.rl.recipes import find_recipe
+from flowportrait.rl.rollout import EvaluationPoints, Trajectory
+from flowportrait.rl.trainer import Trainer
+from flowportrait.training.state import read_state, write_state
+from tests.rl.test_objectives import trajectory
+from tests.rl.test_posttrain import Lift, tiny_policy, trainer, weights
+
+TEACHERS = 0.5, 1.5
+"""Mean and spread of the teacher of the closed forms."""
+
+
+def small(name: str = "dmd", steps: int = 2, **changes: Any) -> Recipe:
+    """A recipe cut to the tiny policy."""
+    cut: dict[str, Any] = {"groups": 2, "group_size": 3, "frames": 16, "learning_rate": 1e-3}
+    cut |= {"critic": Critic(steps=2, states=2)}
+    return replace(find_recipe(name), plan=OdePlan(steps, keep_path=True), **(cut | changes))
+
+
+def gaussian_velocity(x: torch.Tensor, sigma: torch.Tensor, mean: Any, spread: Any) -> torch.Tensor:
+    """The velocity E[ε − x₀ | x] of the path whose clean samples are normal."""
+    keep = 1 - sigma
+    off = (x - keep * mean) / (keep**2 * spread**2 + sigma**2)
+    return sigma * off - (mean + keep * spread**2 * off)
+
+
+def one_step(sample: torch.Tensor, noise: torch.Tensor) -> Trajectory:
+    """A rollout of one step from noise ``[B, D]`` to samples ``[B, D]``."""
+    count = torch.arange(len(sample))
+    made = trajectory(torch.Generator().manual_seed(0)).select(torch.zeros(len(sample), dtype=torch.long))
+    x, x_next = noise[:, None, None], sample[:, None, None]
+    one = torch.ones_like(x[..., :1])
+    return replace(
+        made, latents=sample[:, None], x=x, x_next=x_next, noise=torch.zeros_like(x), sigma=one[..., 0],
+        coefficients=type(made.coefficients)(one, -one, torch.zeros_like(one)), group=count, sample=count,
+        step=torch.zeros(len(sample), 1, dtype=torch.long), trainable=torch.zeros_like(one[..., 0], dtype=torch.bool),
+    )  # fmt: skip
+
+
+def test_what_critic_and_teacher_differ_by_is_the_gradient_of_the_divergence() -> None:
+    """dKL(t)/dm by finite differences of the closed form, times (t / (1−t))²."""
+    level, mean, spread = 0.6, -0.3, 0.8
+    draw = torch.Generator().manual_seed(0)
+    clean = mean + spread * torch.randn(200_000, generator=draw, dtype=torch.double)
+    x, sigma = (
+        (1 - level) * clean + level * torch.randn(200_000, generator=draw, dtype=torch.double),
+        torch.tensor(level),
+    )
+    fake, real = (x - level * gaussian_velocity(x, sigma, *of) for of in ((mean, spread), TEACHERS))
+
+    def divergence(at: float) -> float:
+        own, other = ((1 - level) ** 2 * s**2 + level**2 for s in (spread, TEACHERS[1]))
+        apart = (1 - level) * (at - TEACHERS[0])
+        return 0.5 * (math.log(other / own) + (own + apart**2) / other - 1)
+
+    slope = (divergence(mean + 1e-5) - divergence(mean - 1e-5)) / 2e-5
+    assert float((fake - real).mean()) == pytest.approx((level / (1 - level)) ** 2 * slope, rel=0.02)
+
+
+def follow(temperature: float | None, free_spread: bool) -> tuple[float, float]:
+    """Where a student m + s·z ends whose reward is x, with exact critic and teacher; the normaliser is 1."""
+    mean = torch.tensor(-0.5, requires_grad=True)
+    spread = torch.tensor(0.7, requires_grad=free_spread)
+    objective = DistributionMatching(temperature, max_weight=1e9)
+    optimizer = torch.optim.SGD([mean, *([spread] if free_spread else [])], lr=0.2)
+    draw = torch.Generator().manual_seed(1)
+    ends = []
+    for turn in range(150):
+        noise = torch.randn(1024, 1, generator=draw)
+        noise = torch.cat([noise, -noise])
+        sample = mean + spread * noise
+        rollout = one_step(sample.detach(), noise)
+        level = torch.full_like(noise[:, None, None, 0], 0.5)
+        eps = torch.randn(len(noise), 1, 1, 1, generator=draw)
+        points = EvaluationPoints(0.5 * rollout.outputs + 0.5 * eps, level)
+        fake, real = (
+            points.x - 0.5 * gaussian_velocity(points.x, level[..., None], *of)
+            for of in ((mean.detach(), spread.detach()), TEACHERS)
+        )
+        rollout = replace(rollout, score_gradient=fake - real)
+        live = (noise - sample)[:, None, None]
+        advantage = Advantage(sample.detach()[:, :, None, None])
+        seen = LossInputs(rollout, advantage, EvaluationPoints(rollout.x, rollout.sigma), live, {})
+        optimizer.zero_grad()
+        objective(seen).total.backward()
+        optimizer.step()
+        if turn >= 100:
+            ends.append((float(mean.detach()), float(spread.detach())))
+    means, spreads = zip(*ends, strict=True)
+    return sum(means) / len(means), sum(spreads) / len(spreads)
+
+
+def test_a_student_that_can_comes_to_the_teacher_with_and_without_weights() -> None:
+    for temperature in (None, 2.0):
+        mean, spread = follow(temperature, free_spread=True)
+        assert mean == pytest.approx(TEACHERS[0], abs=0.08)
+        assert spread == pytest.approx(TEACHERS[1], abs=0.08)
+
+
+def test_weights_move_a_student_that_cannot_by_the_missing_variance_over_the_temperature() -> None:
+    """E[w·(score_fake − score_real)] = 0 at x_t gives m = M + (s²/β)·(1−t)²·(S² − s²) / ((1−t)²·s² + t²), which is
+    (S² − s²)/β without noise; without weights m = M."""
+    plain, _ = follow(None, free_spread=False)
+    weighted, _ = follow(2.0, free_spread=False)
+    assert plain == pytest.approx(TEACHERS[0], abs=0.05)
+    shift = 0.7**2 / 2.0 * 0.25 * (TEACHERS[1] ** 2 - 0.7**2) / (0.25 * 0.7**2 + 0.25)
+    assert weighted - TEACHERS[0] == pytest.approx(shift, abs=0.06)
+    assert shift > 0.25
+
+
+@pytest.mark.parametrize("temperature", [None, 0.5])
+def test_the_first_gradient_is_the_scores_difference_times_the_weight(temperature: float | None) -> None:
+    draw = torch.Generator().manual_seed(0)
+    sample, noise = torch.randn(6, 4, generator=draw), torch.randn(6, 4, generator=draw)
+    rollout = one_step(sample, noise)
+    gradient = torch.randn(6, 1, 1, 4, generator=draw)
+    value = torch.randn(6, 1, 1, 1, generator=draw)
+    live = (noise - sample)[:, None, None].double().requires_grad_()
+    objective = DistributionMatching(temperature)
+    points = EvaluationPoints(rollout.x, rollout.sigma)
+    seen = LossInputs(replace(rollout, score_gradient=gradient), Advantage(value), points, live, {})
+    (slope,) = torch.autograd.grad(objective(seen).total, live)
+    weight = torch.ones_like(value) if temperature is None else (value / temperature).exp().clamp_max(10)
+    assert torch.allclose(slope, -(weight * gradient / gradient.numel()).double(), atol=1e-6)
+    differences = torch.zeros_like(slope)
+    for place in range(live.numel()):
+        values = []
+        for sign in (1, -1):
+            moved = live.detach().clone()
+            moved.view(-1)[place] += sign * 1e-4
+            values.append(objective(replace(seen, live=moved)).total)
+        differences.view(-1)[place] = (values[0] - values[1]) / 2e-4
+    assert torch.allclose(slope, differences, atol=1e-6)
+
+
+def test_gradients_are_divided_by_the_distance_to_the_teachers_mean() -> None:
+    draw = torch.Generator().manual_seed(0)
+    sample, noise = torch.randn(5, 3, generator=draw), torch.randn(5, 3, generator=draw)
+    points = noised_outputs(one_step(sample, noise), 2, NoiseKey(0), 0)
+    fake, real = torch.randn(2, *points.x.shape, generator=draw)
+    found = output_gradient(points, fake, real, sample[:, None, None])[:, 0, 0]
+    sigma = points.sigma[:, 0, :, None]
+    mean_fake, mean_real = (points.x[:, 0] - sigma * v[:, 0] for v in (fake, real))
+    by_hand = (mean_fake - mean_real) / (sample[:, None] - mean_real).abs().mean(-1, keepdim=True)
+    assert torch.allclose(found, by_hand.mean(1), atol=1e-5)
+
+
+def steps_taken(recipe: Recipe, count: int = 2) -> list[torch.Tensor]:
+    run = trainer(recipe, size=0.3)
+    for _ in range(count):
+        run.step()
+    return weights(run, "live")
+
+
+def test_weights_of_an_endless_temperature_are_none() -> None:
+    plain, endless = (small(objective=DistributionMatching(t)) for t in (None, 1e30))
+    assert all(torch.equal(a, b) for a, b in zip(steps_taken(plain), steps_taken(endless), strict=True))
+    other = steps_taken(small(objective=DistributionMatching(0.5)))
+    assert any(not torch.equal(a, b) for a, b in zip(steps_taken(plain), other, strict=True))
+
+
+def test_a_critic_that_is_the_teacher_teaches_nothing() -> None:
+    policy = tiny_policy(0.3)
+    policy.config = replace(policy.config, guidance=1.0)
+    made = trainer(small(critic=Critic(steps=0)))
+    run = Trainer(policy, made.task, made.recipe, CompositeReward((Lift(),), {"lift": 1.0}))
+    record = run.step()
+    assert record["critic/gap"] == 0.0
+    assert record["grad_norm"] < 1e-5
+
+
+def test_the_critic_learns_the_students_outputs_and_the_student_does_not_move() -> None:
+    run = trainer(small(critic=Critic(learning_rate=3e-3)), size=0.3)
+    rollout, key = run.collect().trajectory, run.noise_key
+    before = [value.clone() for value in weights(run, "live")]
+
+    def error(role: str) -> float:
+        points: Callable[[Trajectory], EvaluationPoints] = lambda part: noised_outputs(part, 8, key, 99)  # noqa: E731
+        return float((run.role_velocity(role, rollout, points) - points(rollout).target).square().mean())
+
+    start = error(CRITIC)
+    assert start == pytest.approx(error("live"), rel=1e-5), "the critic begins as the student"
+    for step in range(40):
+        run.learn_role(CRITIC, OutputMatching(step=step), rollout)
+    assert error(CRITIC) < 0.9 * start
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(run, "live"), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(run, "ref"), strict=True))
+    assert error(TEACHER) != pytest.approx(error("live"), rel=1e-3), "the teacher keeps its guidance"
+
+
+def test_the_outputs_of_a_rollout_are_what_its_weights_predict() -> None:
+    run = trainer(small(steps=3), size=0.3)
+    rollout = run.collect().trajectory
+    with torch.no_grad():
+        velocity = run.velocity(rollout)
+    predicted = rollout.x - rollout.sigma[..., None] * velocity
+    assert torch.allclose(rollout.outputs, predicted, atol=1e-4)
+    assert torch.allclose(rollout.outputs[:, :, -1], rollout.latents, atol=1e-5)
+
+
+def test_a_resumed_run_has_the_bits_of_student_and_critic(tmp_path: Path) -> None:
+    straight, first = (trainer(small(), size=0.3) for _ in range(2))
+    for _ in range(3):
+        straight.step()
+    first.step()
+    write_state(first, tmp_path / "state")
+    second = trainer(small(), size=0.3)
+    read_state(second, tmp_path / "state")
+    second.step()
+    second.step()
+    for role in ("live", "ema", CRITIC):
+        assert all(torch.equal(a, b) for a, b in zip(weights(straight, role), weights(second, role), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(weights(second, CRITIC), weights(second, "live"), strict=True))
+    write_state(trainer(replace(small(), critic=None, objective=RWR())), tmp_path / "plain")
+    with pytest.raises(BadInput, match="not of this model and recipe: they differ in critic/"):
+        read_state(second, tmp_path / "plain")
+
+
+def test_how_the_work_is_cut_changes_neither_student_nor_critic() -> None:
+    whole, cut = (trainer(replace(small(), micro_batch=size), size=0.3) for size in (None, 2))
+    rollout = whole.collect().trajectory
+    gradients = []
+    for run in (whole, cut):
+        run.role_optimizers[CRITIC].step = lambda: None  # type: ignore[method-assign]
+        run.learn_role(CRITIC, OutputMatching(), rollout)
+        gradients.append(torch.cat([p.grad.flatten() for p in run.roles.policy.parameters() if p.grad is not None]))
+    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[0].norm()
+
+
+def test_what_does_not_go_together_is_refused_with_the_way_out() -> None:
+    with pytest.raises(BadInput, match=r"set plan\.keep_path=true"):
+        trainer(replace(small(), plan=OdePlan(2))).step()
+    with pytest.raises(BadInput, match="set critic"):
+        trainer(replace(small(), critic=None)).step()
+    with pytest.raises(BadInput, match="fresh rollouts alone"):
+        replace(small(), staleness=1)
+
+
+def test_a_checkpoint_is_delivered_with_the_students_steps_and_without_guidance() -> None:
+    run = trainer(small(steps=1))
+    assert (run.policy.config.steps, run.policy.config.guidance) == (1, 1.0)
+    assert copy.copy(tiny_policy()).config.guidance != 1.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,10 +161,31 @@ def test_the_first_gradient_is_the_scores_difference_times_the_weight(temperatur
     assert torch.allclose(slope, differences, atol=1e-6)
 
 
+def test_a_student_as_wide_as_what_the_teacher_draws_from_wide_noise_is_left_alone() -> None:
+    """With clean samples of unit spread the teacher's flow scales noise: from noise of spread s it draws spread s."""
+    draw = torch.Generator().manual_seed(0)
+    wide = 1.5
+
+    def gap(spread: float, noise_spread: float) -> float:
+        sample = spread * torch.randn(4000, 1, generator=draw)
+        points = noised_outputs(one_step(sample, sample), 2, NoiseKey(0), 0, lambda unit: noise_spread * unit)
+        sigma = points.sigma[..., None]
+        # The critic's mean velocity, of samples N(0, spread²) and noise N(0, noise_spread²).
+        over = (1 - sigma) ** 2 * spread**2 + sigma**2 * noise_spread**2
+        fake = points.x * (sigma * noise_spread**2 - (1 - sigma) * spread**2) / over
+        real = gaussian_velocity(points.x, sigma, 0.0, 1.0)
+        return float(output_gradient(points, fake, real, sample[:, None, None]).abs().mean())
+
+    assert gap(wide, wide) < 1e-5
+    assert gap(1.0, 1.0) < 1e-5
+    assert gap(wide, 1.0) > 0.1
+    assert gap(1.0, wide) > 0.1
+
+
 def test_gradients_are_divided_by_the_distance_to_the_teachers_mean() -> None:
     draw = torch.Generator().manual_seed(0)
     sample, noise = torch.randn(5, 3, generator=draw), torch.randn(5, 3, generator=draw)
-    points = noised_outputs(one_step(sample, noise), 2, NoiseKey(0), 0)
+    points = noised_outputs(one_step(sample, noise), 2, NoiseKey(0), 0, torch.clone)
     fake, real = torch.randn(2, *points.x.shape, generator=draw)
     found = output_gradient(points, fake, real, sample[:, None, None])[:, 0, 0]
     sigma = points.sigma[:, 0, :, None]
@@ -204,13 +224,15 @@ def test_the_critic_learns_the_students_outputs_and_the_student_does_not_move() 
     before = [value.clone() for value in weights(run, "live")]
 
     def error(role: str) -> float:
-        points: Callable[[Trajectory], EvaluationPoints] = lambda part: noised_outputs(part, 8, key, 99)  # noqa: E731
+        def points(part: Trajectory) -> EvaluationPoints:
+            return noised_outputs(part, 8, key, 99, run.policy.initial_state)
+
         return float((run.role_velocity(role, rollout, points) - points(rollout).target).square().mean())
 
     start = error(CRITIC)
     assert start == pytest.approx(error("live"), rel=1e-5), "the critic begins as the student"
     for step in range(40):
-        run.learn_role(CRITIC, OutputMatching(step=step), rollout)
+        run.learn_role(CRITIC, OutputMatching(step=step, start=run.policy.initial_state), rollout)
     assert error(CRITIC) < 0.9 * start
     assert all(torch.equal(a, b) for a, b in zip(before, weights(run, "live"), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(before, weights(run, "ref"), strict=True))

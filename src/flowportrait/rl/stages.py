@@ -70,6 +70,11 @@ class RoleLearner(Protocol):
     """The learner of a run, as stages see it that train further roles or compare velocities of roles."""
 
     @property
+    def policy(self) -> Any:
+        """Return the policy that is trained."""
+        ...
+
+    @property
     def noise_key(self) -> NoiseKey:
         """Return the key of all noise of this iteration."""
         ...

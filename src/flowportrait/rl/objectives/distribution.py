@@ -15,8 +15,9 @@ critic's objective, and ``DistributionMatching`` the student's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from flowportrait.flow.noise import NoiseKey
 from flowportrait.flow.schedules import interpolate, predict_data, target_velocity
 from flowportrait.rl.method_stages import TEACHER, build_student, teacher_view
 from flowportrait.rl.objectives.interface import Loss, LossInputs
+from flowportrait.rl.plan import initial_state
 from flowportrait.rl.rollout import EvaluationPoints, Trajectory
 from flowportrait.rl.stages import Metrics, RoleLearner, RoleView, Stage
 
@@ -49,6 +51,9 @@ class Critic(Stage):
 
     The student's own chunks are the history of student, critic and teacher (Self Forcing, 2506.08009), so that the
     divergence is that of a chunk from what the teacher would do in the student's place.
+
+    The noise ε is what the generator starts from (``initial_state``), which may be wider than unit noise, so that what
+    it draws is wider. With unit noise a student would be matched to what the generator draws from unit noise.
     """
 
     steps: int = 5
@@ -84,14 +89,12 @@ class Critic(Stage):
         """
         if not trajectory.x.shape[2]:
             raise BadInput("Distribution matching needs the steps of the student: set plan.keep_path=true.")
+        start: Callable[[torch.Tensor], torch.Tensor] = partial(initial_state, learner.policy)
         losses = [
-            learner.learn_role(CRITIC, OutputMatching(self.states, step), trajectory)["loss/policy"]
+            learner.learn_role(CRITIC, OutputMatching(self.states, step, start), trajectory)["loss/policy"]
             for step in range(self.steps)
         ]
-        key = learner.noise_key
-
-        def points(part: Trajectory) -> EvaluationPoints:
-            return noised_outputs(part, self.states, key, self.steps)
+        points = partial(noised_outputs, count=self.states, key=learner.noise_key, step=self.steps, start=start)
 
         fake, real = (learner.role_velocity(role, trajectory, points) for role in (CRITIC, TEACHER))
         noised = points(trajectory)
@@ -103,10 +106,17 @@ class Critic(Stage):
         return replace(trajectory, score_gradient=gradient), metrics
 
 
-def noised_outputs(trajectory: Trajectory, count: int, key: NoiseKey, step: int) -> EvaluationPoints:
+def noised_outputs(
+    trajectory: Trajectory, count: int, key: NoiseKey, step: int, start: Callable[[torch.Tensor], torch.Tensor]
+) -> EvaluationPoints:
     """Return ``count`` noised states of every output of the student, ``[B, N, R · count, D]``.
 
-    The noise levels of an output are stratified over ``LEVELS``. Levels and noise are those of sample and ``step``.
+    Args:
+        trajectory: the samples, with the recorded steps of the student.
+        count: noise levels per output, stratified over ``LEVELS``.
+        key: key of levels and noise.
+        step: distinguishes several draws of an iteration.
+        start: returns the state at level 1 for unit noise ``[…, D]``.
     """
     outputs = trajectory.outputs
     chunks, recorded, size = outputs.shape[1:]
@@ -117,7 +127,7 @@ def noised_outputs(trajectory: Trajectory, count: int, key: NoiseKey, step: int)
         levels.append((low + (high - low) * (torch.arange(count) + drawn) / count).flatten())
         noise.append(key.normal((chunks, recorded * count, size), "critic", i, step=2 * step + 1))
     sigma = torch.stack(levels)[:, None].to(outputs.device)
-    eps = torch.stack(noise).to(outputs.device)
+    eps = start(torch.stack(noise).to(outputs.device))
     clean = outputs.repeat_interleave(count, 2)
     return EvaluationPoints(interpolate(clean, eps, sigma[..., None]), sigma, target_velocity(clean, eps))
 
@@ -149,12 +159,14 @@ class OutputMatching:
     """Noised states per output."""
     step: int = 0
     """Number of the critic's step in the iteration, which has noise of its own."""
+    start: Callable[[torch.Tensor], torch.Tensor] = torch.clone
+    """Returns the state at level 1 for unit noise."""
     needs: frozenset[str] = frozenset()
     """Further weights whose velocities the loss compares with."""
     whole_groups = False
 
     def points(self, trajectory: Trajectory, key: NoiseKey) -> EvaluationPoints:
-        return noised_outputs(trajectory, self.states, key, self.step)
+        return noised_outputs(trajectory, self.states, key, self.step, self.start)
 
     def __call__(self, inputs: LossInputs) -> Loss:
         assert inputs.points.target is not None, "noised outputs have a target"

@@ -1,6 +1,7 @@
 """This module defines the objectives that use weighted or contrastive flow matching.
 
 NFT        moves towards good samples and away from bad ones (DiffusionNFT)
+Corrective moves away from bad samples towards what the good ones of their group did (after CreFlow)
 RWR        matches the policy's samples, weighted by exp(A / τ) (Flow-RWR)
 Distil     regresses on a teacher's velocity, weighted by exp(A / τ)
 """
@@ -9,10 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from flowportrait.config import at_least
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.flow.schedules import predict_data
-from flowportrait.rl.objectives.interface import Loss, LossInputs, noised_points
+from flowportrait.rl.objectives.interface import Advantage, Loss, LossInputs, noised_points
 from flowportrait.rl.rollout import EvaluationPoints, Trajectory
 
 _MIN_ERROR = 1e-3
@@ -73,6 +76,60 @@ class NFT:
             total = total + self.kl_weight * kl
             metrics |= {"kl": float(kl.detach()), "kl/has_gradient": float(kl.requires_grad)}
         return Loss(total, metrics)
+
+
+@dataclass(frozen=True)
+class CorrectiveReflow(NFT):
+    """NFT with a correction, which draws bad samples to the mean of the good ones of their group.
+
+        L = L_NFT + correction · mean (1 − 2r)⁺ · ‖x̂₀(v) − x̄⁺‖² / w        w = sg mean |x̂₀(v) − x̄⁺|
+
+    x̄⁺ is the mean of the group's samples with A > 0. NFT tells a bad sample where not to go. The correction says where
+    to go instead: to what the good samples of the same prompt did in the same chunk, from the bad sample's own noised
+    states and in its own history. With regions, good samples are those of each region. A group without a good sample
+    has no correction.
+    """
+
+    correction: float = 0.1
+    """Weight of the correction. With 0 this is NFT."""
+    whole_groups = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, correction=0)
+
+    def __call__(self, inputs: LossInputs) -> Loss:
+        loss = super().__call__(inputs)
+        if self.correction == 0:
+            return loss
+        points, advantage = inputs.points, inputs.advantage
+        target, exists = mean_of_good_samples(advantage, inputs.trajectory)
+        error = predict_data(points.x, inputs.live, points.sigma[..., None]) - target[:, :, None]
+        scale = error.detach().abs().mean(-1, keepdim=True).clamp_min(_MIN_ERROR)
+        weight = (-advantage.value / self.span).clamp(0, 1) * exists
+        correction = advantage.average(weight * advantage.reduce(error.square() / scale, "mean"))
+        metrics = loss.metrics | {
+            "correction": float(correction.detach()),
+            "corrected": float((weight > 0).float().mean()),
+        }
+        return Loss(loss.total + self.correction * correction, metrics)
+
+
+def mean_of_good_samples(advantage: Advantage, trajectory: Trajectory) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return for every sample the mean clean latents of the samples of its group with a positive advantage.
+
+    Returns:
+        Latents ``[B, N, D]``, of every element among the samples that are good in its region, and ``[B, N, 1, P]``, one
+        where the group of a sample has a good sample in the region and zero elsewhere.
+    """
+    latents = trajectory.latents
+    good = (advantage.mask_invalid(advantage.value).mean(2) > 0).to(latents).expand(-1, latents.shape[1], -1)
+    elements = good if advantage.regions is None else (good @ advantage.regions.to(latents)).clamp_max(1)
+    same = (trajectory.group[:, None] == trajectory.group).to(latents)
+    total = torch.einsum("ab,bnd->and", same, elements * latents)
+    count = torch.einsum("ab,bnd->and", same, elements.expand_as(latents))
+    exists = torch.einsum("ab,bnp->anp", same, good).clamp_max(1)
+    return total / count.clamp_min(1), exists[:, :, None]
 
 
 @dataclass(frozen=True)

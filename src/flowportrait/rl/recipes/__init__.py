@@ -59,6 +59,8 @@ RECIPES: dict[str, str] = {
     "dmd": "distribution:DMD_CARD",
     "dmd-reward": "distribution:DMD_REWARD_CARD",
     "direct": "direct:DIRECT_CARD",
+    "rollout-gradient": "direct:ROLLOUT_GRADIENT_CARD",
+    "corrective-reflow": "matching:CORRECTIVE_REFLOW_CARD",
 }
 """Name of every built-in recipe → its module in this folder and its card there."""
 

@@ -39,10 +39,11 @@ L = 1/2 |x0(v) - (x0 - g)|^2;   critic: |v_fake - (eps - x0)|^2, five steps for 
         "normaliser is a chunk's as well, the authors' a whole clip's. Every step of the student is trained to an "
         "output in every iteration; theirs is one that is drawn. Steps go on along the student's own straight line, "
         "since it is delivered with that solver, where theirs add new noise. Each gradient is the mean of four noise "
-        "levels. The target of an output stays fixed during an iteration. DMD2's adversarial loss is left out, since "
-        "it needs real clips. Long speech is drawn in stretches of 72 frames, each from the last frame of the one "
-        "before, so that with frames=144 or more the student learns in rollouts longer than what the teacher was "
-        "trained on. Rewards are logged and change nothing."
+        "levels, with the wider noise for brows, eyes and head that the generator starts from. The target of an output "
+        "stays fixed during an iteration. DMD2's adversarial loss is left out, since it needs real clips. Long speech "
+        "is drawn in stretches of 72 frames, each from the last frame of the one before, so with frames=144 or "
+        "more the student learns in rollouts longer than what the teacher was trained on. Rewards are logged and do "
+        "nothing else."
     ),
     why={
         "plan.steps": "what the student is delivered with; one step is where distilling gains most",

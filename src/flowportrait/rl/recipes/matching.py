@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from flowportrait.rewards.registry import RewardWeights
 from flowportrait.rl.allocation import Allocation
 from flowportrait.rl.config import PostTrainConfig
 from flowportrait.rl.method_stages import Teacher
-from flowportrait.rl.objectives.matching import NFT, RWR, Distil
+from flowportrait.rl.objectives.matching import NFT, RWR, CorrectiveReflow, Distil
 from flowportrait.rl.objectives.ratio import AWM
 from flowportrait.rl.plan import OdePlan
 from flowportrait.rl.recipes.card import Card
@@ -87,6 +89,38 @@ NFT_REGIONS_CARD = Card(
             "reports/2026-11-30-recipes.md"
         ),
         "allocation.regions": "each reward pays what it looks at",
+    },
+)
+
+CORRECTIVE_REFLOW_CARD = Card(
+    recipe=replace(
+        NFT_REGIONS_CARD.recipe,
+        name="corrective-reflow",
+        objective=CorrectiveReflow(),
+        updates=2,
+    ),
+    source="after the abstract of CreFlow, 2605.14274",
+    equation="""\
+L = L_NFT per region + c mean max(1 - 2 r, 0) |x0(v) - x+|^2 / w,   x+ = mean x0 of the group's samples with A > 0
+""",
+    paper=(
+        "An NFT loss confined to the region that a reward is about, and a reflow loss that takes the positive samples "
+        "of a group as the direction of correction."
+    ),
+    verified=(
+        "The abstract, and a summary that calls the mean of the group's positive samples the target. With c = 0 it is "
+        "nft-regions to the bit; the gradient against a closed form and finite differences."
+    ),
+    reading=(
+        "Regions of the face stand for the traces of violated constraints: each reward has its own, as in nft-regions. "
+        "A sample is positive where its advantage is, and a bad one is corrected as far as it is bad, in the same "
+        "measure of distance as in NFT. The mean of several motions is smoother than any of them, so that a large c "
+        "takes life out of the face: see the report, reports/2026-12-01-distribution-matching.md."
+    ),
+    why={
+        **NFT_REGIONS_CARD.why,
+        "objective.correction": "a tenth of NFT's own pull: a mean of samples is smoother than a sample",
+        "updates": "groups are whole in an update",
     },
 )
 

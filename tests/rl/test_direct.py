@@ -48,7 +48,7 @@ def with_gradient(rewards: list[Any], weights: dict[str, float], drawn: Trajecto
     region = torch.zeros(SIZE)
     region[:5] = 1
     rollouts: Any = SimpleNamespace(
-        prompts=SimpleNamespace(select=lambda rows: None), policy=None, noise_key=NoiseKey(0),
+        prompts=SimpleNamespace(select=lambda rows: None), policy=None, average=torch.clone, noise_key=NoiseKey(0),
         task=SimpleNamespace(batch=batch, regions={"mouth": region}),
         rewards=SimpleNamespace(rewards=rewards, weights=weights),
     )  # fmt: skip

@@ -141,6 +141,10 @@ class IterationRollouts(Protocol):
         """Return the key of all noise of this iteration."""
         ...
 
+    def average(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the mean of a scalar over all processes, which call it together."""
+        ...
+
     def rollout_mode(self, role: str | None = None) -> AbstractContextManager[None]:
         """Load the weights of a role inside the block, in evaluation mode and without gradients.
 

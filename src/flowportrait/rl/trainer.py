@@ -188,6 +188,11 @@ class Rollouts:
         self.rewards: CompositeReward = trainer.rewards
         self.noise_key: NoiseKey = trainer.noise_key
 
+    def average(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the mean of a scalar over all processes; see ``stages.IterationRollouts``."""
+        values = [part.to(value.device) for part in all_gather_object(self.trainer.accelerator, value.cpu())]
+        return torch.stack(values).mean()
+
     def rollout_mode(self, role: str | None = None) -> AbstractContextManager[None]:
         """Load the weights of a role inside the block; see ``PolicyLearner.rollout_mode``."""
         return self.trainer.rollout_mode(role)

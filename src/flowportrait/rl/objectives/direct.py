@@ -38,7 +38,7 @@ class RewardGradients(Stage):
 
         ĝ = Σ_k w_k · g_k / rms(g_k),  then  ĝ / rms(ĝ),  elements bounded by ``limit``        g_k = ∂R_k/∂x₀
 
-    The root mean squares are over the samples that are scored together, so that weights compare rewards of any scale,
+    The root mean squares are over the samples that are scored together, of all processes, so that weights compare rewards of any scale,
     and a sample whose reward is flat moves less. Filters after the generator count as the identity. A random reward,
     the control, has a random gradient of the same size in its latent region.
     """
@@ -72,10 +72,10 @@ class RewardGradients(Stage):
                 else:
                     value = _differentiable_values(reward, batch)
                     gradient = torch.autograd.grad(value.nansum(), latents, retain_graph=True)[0]
-                total += rollouts.rewards.weights[reward.name] * _unit_size(gradient.nan_to_num())
+                total += rollouts.rewards.weights[reward.name] * _unit_size(gradient.nan_to_num(), rollouts)
             if self.through_history:
                 total = gradient_through_history(rollouts.policy, trajectory, plan, total)
-        return replace(trajectory, reward_gradient=_unit_size(total).clamp(-self.limit, self.limit))
+        return replace(trajectory, reward_gradient=_unit_size(total, rollouts).clamp(-self.limit, self.limit))
 
 
 def gradient_through_history(
@@ -137,9 +137,9 @@ def _random_gradient(name: str, trajectory: Trajectory, rollouts: IterationRollo
     return (noise if region is None else noise * region).to(trajectory.latents)
 
 
-def _unit_size(gradient: torch.Tensor) -> torch.Tensor:
-    """Return a gradient with a mean square of one; one that is zero everywhere stays so."""
-    return gradient / gradient.square().mean().sqrt().clamp_min(_LEAST_SIZE)
+def _unit_size(gradient: torch.Tensor, rollouts: IterationRollouts) -> torch.Tensor:
+    """Return a gradient with a mean square of one over all processes; one that is zero everywhere stays so."""
+    return gradient / rollouts.average(gradient.square().mean()).sqrt().clamp_min(_LEAST_SIZE)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from flowportrait.rl.objectives.distribution import (
     Critic,
     DistributionMatching,
     OutputMatching,
+    TransitionTrust,
     noised_outputs,
     output_gradient,
 )
@@ -174,7 +175,7 @@ def test_a_student_as_wide_as_what_the_teacher_draws_from_wide_noise_is_left_alo
         over = (1 - sigma) ** 2 * spread**2 + sigma**2 * noise_spread**2
         fake = points.x * (sigma * noise_spread**2 - (1 - sigma) * spread**2) / over
         real = gaussian_velocity(points.x, sigma, 0.0, 1.0)
-        return float(output_gradient(points, fake, real, sample[:, None, None]).abs().mean())
+        return float(output_gradient(points, fake, real, sample[:, None, None])[0].abs().mean())
 
     assert gap(wide, wide) < 1e-5
     assert gap(1.0, 1.0) < 1e-5
@@ -187,7 +188,7 @@ def test_gradients_are_divided_by_the_distance_to_the_teachers_mean() -> None:
     sample, noise = torch.randn(5, 3, generator=draw), torch.randn(5, 3, generator=draw)
     points = noised_outputs(one_step(sample, noise), 2, NoiseKey(0), 0, torch.clone)
     fake, real = torch.randn(2, *points.x.shape, generator=draw)
-    found = output_gradient(points, fake, real, sample[:, None, None])[:, 0, 0]
+    found = output_gradient(points, fake, real, sample[:, None, None])[0][:, 0, 0]
     sigma = points.sigma[:, 0, :, None]
     mean_fake, mean_real = (points.x[:, 0] - sigma * v[:, 0] for v in (fake, real))
     by_hand = (mean_fake - mean_real) / (sample[:, None] - mean_real).abs().mean(-1, keepdim=True)
@@ -291,3 +292,42 @@ def test_a_checkpoint_is_delivered_with_the_students_steps_and_without_guidance(
     run = trainer(small(steps=1))
     assert (run.policy.config.steps, run.policy.config.guidance) == (1, 1.0)
     assert copy.copy(tiny_policy()).config.guidance != 1.0
+
+
+def test_the_teacher_is_trusted_less_the_farther_it_leads() -> None:
+    trust = TransitionTrust(sharpness=4.0, center=1.5)
+    weight = trust.weights(torch.tensor([0.0, 2.0, 3.0, 4.0, 40.0]), torch.tensor(2.0))
+    assert weight.tolist() == pytest.approx([1 / (1 + math.exp(-4 * (1.5 - r / 2))) for r in (0, 2, 3, 4, 40)])
+    assert weight[2] == 0.5
+    assert (weight.diff() < 0).all()
+
+
+def trusted(trust: TransitionTrust | None) -> tuple[Trajectory, dict[str, float]]:
+    run = trainer(small(critic=Critic(steps=2, states=2, trust=trust)), size=0.3)
+    found, metrics = run.prepare_update(run.collect().trajectory)
+    return found, metrics
+
+
+def test_a_trust_region_without_a_border_is_none_and_one_that_excludes_all_asks_for_continuity_alone() -> None:
+    plain, _ = trusted(None)
+    wide, metrics = trusted(TransitionTrust(center=1e6))
+    assert plain.score_gradient is not None
+    assert torch.equal(wide.score_gradient, plain.score_gradient)
+    assert metrics["trust"] == 1.0
+    none, metrics = trusted(TransitionTrust(sharpness=1e6, center=0.0))
+    assert torch.allclose(none.score_gradient, none.outputs)
+    assert metrics["trust"] == 0.0
+    half, metrics = trusted(TransitionTrust(sharpness=0.0))
+    assert torch.allclose(half.score_gradient, 0.5 * (plain.score_gradient + plain.outputs), atol=1e-6)
+
+
+def test_continuity_is_a_smaller_change_since_the_last_frame() -> None:
+    run = trainer(small(), size=0.3)
+    rollout = run.collect().trajectory
+    start = rollout.condition.start
+
+    def change(latents: torch.Tensor) -> float:
+        motion = torch.cat([start[:, None], run.policy.to_motion(latents, start)], 1)
+        return float(motion.diff(dim=1).square().mean())
+
+    assert change(rollout.latents - 0.1 * rollout.outputs[:, :, -1]) < change(rollout.latents)

@@ -325,6 +325,10 @@ class PolicyLearner(Learner):
             found = [self.velocity(part, points(part), strides) for part in parts]
         return torch.cat(found).to(trajectory.latents.device)
 
+    def average(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the mean of a scalar over all processes, which call it together."""
+        return torch.stack([part.to(value.device) for part in all_gather_object(self.accelerator, value.cpu())]).mean()
+
     def _descend(
         self, optimizer: torch.optim.Optimizer, objective: Objective, shards: Sequence[MicroBatch], total: float
     ) -> tuple[Metrics, bool]:

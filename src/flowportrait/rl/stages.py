@@ -92,6 +92,10 @@ class RoleLearner(Protocol):
         """Return the velocities ``[B, N, R, D]`` of a role at the points of the samples, without gradients."""
         ...
 
+    def average(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the mean of a scalar over all processes, which call it together."""
+        ...
+
 
 class IterationRollouts(Protocol):
     """The rollouts of one process in one iteration, as stages see them."""

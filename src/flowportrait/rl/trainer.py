@@ -190,8 +190,7 @@ class Rollouts:
 
     def average(self, value: torch.Tensor) -> torch.Tensor:
         """Return the mean of a scalar over all processes; see ``stages.IterationRollouts``."""
-        values = [part.to(value.device) for part in all_gather_object(self.trainer.accelerator, value.cpu())]
-        return torch.stack(values).mean()
+        return self.trainer.average(value)
 
     def rollout_mode(self, role: str | None = None) -> AbstractContextManager[None]:
         """Load the weights of a role inside the block; see ``PolicyLearner.rollout_mode``."""

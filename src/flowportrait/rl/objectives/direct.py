@@ -38,9 +38,9 @@ class RewardGradients(Stage):
 
         ĝ = Σ_k w_k · g_k / rms(g_k),  then  ĝ / rms(ĝ),  elements bounded by ``limit``        g_k = ∂R_k/∂x₀
 
-    The root mean squares are over the samples that are scored together, of all processes, so that weights compare rewards of any scale,
-    and a sample whose reward is flat moves less. Filters after the generator count as the identity. A random reward,
-    the control, has a random gradient of the same size in its latent region.
+    The root mean squares are over the samples that are scored together, of all processes, so that weights compare
+    rewards of any scale, and a sample whose reward is flat moves less. Filters after the generator count as the
+    identity. A random reward, the control, has a random gradient of the same size in its latent region.
     """
 
     limit: float = 4.0

@@ -40,6 +40,31 @@ _MIN_ERROR = 1e-3
 
 
 @dataclass(frozen=True)
+class TransitionTrust:
+    """A trust region on transitions (Delta Forcing, 2605.14382), which follows a teacher less where it leads far away.
+
+        w = sigmoid(sharpness · (center − ρ / mean ρ))        ρ = mean |x̂₀ − μ_real| of an output
+        g ← w·g + (1 − w)·x̂₀
+
+    The latents of the generator are the change of motion since the last frame, in units of what it is in real motion.
+    ρ is then how far the teacher's transition is from the student's, and x̂₀ the gradient of ½‖x̂₀‖², which asks for
+    continuity.
+    """
+
+    sharpness: float = 4.0
+    """How fast the weight of the teacher falls beyond the center."""
+    center: float = 1.5
+    """Distance, in mean distances of the batch, at which teacher and continuity weigh the same."""
+
+    def __post_init__(self) -> None:
+        at_least(self, sharpness=0, center=0)
+
+    def weights(self, distance: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        """Return the weight of the teacher for distances ρ, given their mean over all processes."""
+        return torch.sigmoid(self.sharpness * (self.center - distance / mean.clamp_min(_MIN_ERROR)))
+
+
+@dataclass(frozen=True)
 class Critic(Stage):
     """A stage that trains a critic on the student's outputs and adds to every output its gradient.
 
@@ -58,10 +83,12 @@ class Critic(Stage):
 
     steps: int = 5
     """Optimiser steps of the critic in every iteration, each on all outputs with new noise (DMD2: 5)."""
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-4
     """Learning rate of the critic."""
     states: int = 4
     """Noise levels per output, stratified over (0.02, 0.98)."""
+    trust: TransitionTrust | None = None
+    """Follow the teacher less where its transition is far from the student's."""
 
     distils = True
 
@@ -81,8 +108,9 @@ class Critic(Stage):
     def before_update(self, trajectory: Trajectory, learner: RoleLearner) -> tuple[Trajectory, Metrics]:
         """Return the samples with their ``score_gradient``, after the critic was trained on them.
 
-        The metrics are ``critic/loss``, the critic's mean loss before each of its steps, and ``critic/gap``, the root
-        mean square of μ_fake − μ_real, which is zero where critic and teacher agree.
+        The metrics are ``critic/loss``, the critic's mean loss before each of its steps; ``critic/gap``, the root mean
+        square of μ_fake − μ_real, which is zero where critic and teacher agree; and ``trust``, the mean weight of the
+        teacher in a trust region.
 
         Raises:
             BadInput: the recipe does not record the student's steps.
@@ -98,11 +126,16 @@ class Critic(Stage):
 
         fake, real = (learner.role_velocity(role, trajectory, points) for role in (CRITIC, TEACHER))
         noised = points(trajectory)
-        gradient = output_gradient(noised, fake, real, trajectory.outputs)
+        outputs = trajectory.outputs
+        gradient, distance = output_gradient(noised, fake, real, outputs)
         gap = noised.sigma[..., None] * (fake - real)
         metrics = {f"{CRITIC}/gap": float(gap.square().mean().sqrt())}
         if losses:
             metrics[f"{CRITIC}/loss"] = sum(losses) / len(losses)
+        if self.trust:
+            weight = self.trust.weights(distance, learner.average(distance.mean()))
+            gradient = weight * gradient + (1 - weight) * outputs
+            metrics["trust"] = float(weight.mean())
         return replace(trajectory, score_gradient=gradient), metrics
 
 
@@ -134,21 +167,25 @@ def noised_outputs(
 
 def output_gradient(
     points: EvaluationPoints, fake: torch.Tensor, real: torch.Tensor, outputs: torch.Tensor
-) -> torch.Tensor:
-    """Return the normalised gradients ``[B, N, R, D]`` of the divergence at outputs, from velocities at their points.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return gradients of the divergence at outputs, and how far outputs are from the teacher's means.
 
     Args:
         points: noised states of the outputs, ``[B, N, R · count, D]``.
         fake: velocities of the critic there.
         real: velocities of the teacher there.
         outputs: the student's outputs ``[B, N, R, D]``.
+
+    Returns:
+        Normalised gradients ``[B, N, R, D]`` and distances mean |x̂₀ − μ_real| ``[B, N, R, 1]``.
     """
     sigma = points.sigma[..., None]
     count = points.x.shape[2] // outputs.shape[2]
     mean_fake, mean_real = predict_data(points.x, fake, sigma), predict_data(points.x, real, sigma)
     error = (outputs.repeat_interleave(count, 2) - mean_real).abs().mean(-1, keepdim=True).clamp_min(_MIN_ERROR)
     gradient = ((mean_fake - mean_real) / error).nan_to_num()
-    return gradient.unflatten(2, (outputs.shape[2], count)).mean(3)
+    gradient, distance = (part.unflatten(2, (outputs.shape[2], count)).mean(3) for part in (gradient, error))
+    return gradient, distance
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from flowportrait.rewards.registry import RewardWeights
 from flowportrait.rl.config import PostTrainConfig
-from flowportrait.rl.objectives.distribution import Critic, DistributionMatching
+from flowportrait.rl.objectives.distribution import Critic, DistributionMatching, TransitionTrust
 from flowportrait.rl.plan import OdePlan
 from flowportrait.rl.recipes.card import Card
 
@@ -22,7 +22,7 @@ DMD_CARD = Card(
         updates=1,
         learning_rate=1e-4,
         ema=0.95,
-        iterations=60,
+        iterations=50,
     ),
     source="DMD, 2311.18828; DMD2, 2405.14867; Self Forcing, 2506.08009",
     equation="""\
@@ -48,7 +48,7 @@ L = 1/2 |x0(v) - (x0 - g)|^2;   critic: |v_fake - (eps - x0)|^2, five steps for 
     why={
         "plan.steps": "what the student is delivered with; one step is where distilling gains most",
         "plan.keep_path": "outputs are computed at the recorded steps",
-        "critic": "five steps for one of the student, as in DMD2",
+        "critic": "five steps for one of the student, as in DMD2, each twice as large",
         "rewards": "motion alone is read: nothing needs drawing",
         "groups": "many prompts",
         "group_size": "samples are not compared",
@@ -88,5 +88,33 @@ L = exp(A / beta) 1/2 |x0(v) - (x0 - g)|^2,   x0, g and the critic as in dmd
         "objective.temperature": "the authors', exp(2 r)",
         "groups": "as many samples as dmd",
         "group_size": "samples of a prompt are compared",
+    },
+)
+
+DMD_TRUST_CARD = Card(
+    recipe=replace(DMD_CARD.recipe, name="dmd-trust", critic=Critic(trust=TransitionTrust()), frames=144, groups=4),
+    source="after the description of Delta Forcing, 2605.14382",
+    equation="""\
+w = sigmoid(s (c - rho / mean rho)),   rho = mean |x0 - mu_real|;   g -> w g + (1 - w) x0,   x0 the change of motion
+""",
+    paper=(
+        "A teacher is followed less where its transition differs much from the generator's, and continuity takes its "
+        "place."
+    ),
+    verified=(
+        "The abstract, and notes of the equations w = sigmoid(-(rho - mu) s) and w L_DMD + (1 - w) |f_k - f_(k-1)|^2. "
+        "With c = infinity it is dmd to the bit, with c = 0 and s = infinity continuity alone."
+    ),
+    reading=(
+        "The transition of a chunk is its latents, which are the change since the last frame in units of real motion. "
+        "The authors measure the gap with DINO features of frames and have a fixed mu; here it is measured in latents "
+        "at noised outputs, relative to the batch's mean. They train on prompts that change within a video; speech "
+        "changes all the time. Where the teacher is excluded the face moves less."
+    ),
+    why={
+        **DMD_CARD.why,
+        "critic.trust": "most chunks follow the teacher; one at twice the mean distance does so at an eighth",
+        "frames": "rollouts of two stretches, since drift is what it is against",
+        "groups": "rollouts are twice as long",
     },
 )

@@ -215,25 +215,31 @@ class OutputMatching:
 class DistributionMatching:
     """The student's objective: outputs move against the gradient of the divergence (DMD), weighted by their rewards.
 
-        L = mean  w · ½ ‖x̂₀(v) − (x̂₀ − g)‖²,      x̂₀(v) = x_σ − σ·v,      w = exp(A/β), at most ``max_weight``
+        L = mean  w · ½ ‖x̂₀(v) − (x̂₀ − g + tilt·ĝ)‖²,      x̂₀(v) = x_σ − σ·v,      w = exp(A/β), at most ``max_weight``
 
     x̂₀ and g are those of the rollout, so that the first gradient is w·g, and the target stays where it is however
     many updates follow. The weight is that of Reward Forcing (2512.04678) and of HP-DMD (Hallo-Live, 2604.23632), whose
     reward is an advantage here; without it this is DMD. It does not move the target: a student that matches the teacher
     everywhere has no gradient, whatever the weights. It decides which samples come closer where the student cannot
     match, and how soon.
+
+    ``tilt`` does move it: ĝ is the gradient of the rewards (``direct.RewardGradients``), and the student goes where the
+    pull to the teacher and the push of the rewards balance, as if the teacher were weighted by its rewards (RTDMD,
+    2605.26108).
     """
 
     temperature: float | None = None
     """Temperature β of the weights exp(A/β). None: all weights are 1."""
     max_weight: float = 10.0
     """Largest weight of a sample."""
+    tilt: float = 0.0
+    """Weight of the gradient of the rewards, which has unit size. Above 0 the stage RewardGradients is needed."""
     needs: frozenset[str] = frozenset()
     """Further weights whose velocities the loss compares with."""
     whole_groups = False
 
     def __post_init__(self) -> None:
-        at_least(self, temperature=1e-3, max_weight=1)
+        at_least(self, temperature=1e-3, max_weight=1, tilt=0)
 
     def points(self, trajectory: Trajectory, key: NoiseKey) -> EvaluationPoints:
         return EvaluationPoints(trajectory.x, trajectory.sigma)
@@ -243,6 +249,10 @@ class DistributionMatching:
         if trajectory.score_gradient is None:
             raise BadInput("The objective DistributionMatching needs gradients of scores: set critic to a Critic().")
         target = trajectory.outputs - trajectory.score_gradient
+        if self.tilt:
+            if trajectory.reward_gradient is None:
+                raise BadInput("objective.tilt needs gradients of rewards: add RewardGradients() to the stages.")
+            target = target + self.tilt * trajectory.reward_gradient[:, :, None]
         output = predict_data(points.x, inputs.live, points.sigma[..., None])
         error = advantage.reduce((output - target).square(), "mean") / 2
         weight = torch.ones_like(advantage.value)

@@ -58,6 +58,7 @@ RECIPES: dict[str, str] = {
     "distil": "matching:DISTIL_CARD",
     "dmd": "distribution:DMD_CARD",
     "dmd-reward": "distribution:DMD_REWARD_CARD",
+    "dmd-tilted": "distribution:DMD_TILTED_CARD",
     "dmd-trust": "distribution:DMD_TRUST_CARD",
     "direct": "direct:DIRECT_CARD",
     "rollout-gradient": "direct:ROLLOUT_GRADIENT_CARD",

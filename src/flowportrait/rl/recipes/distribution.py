@@ -6,9 +6,11 @@ from dataclasses import replace
 
 from flowportrait.rewards.registry import RewardWeights
 from flowportrait.rl.config import PostTrainConfig
+from flowportrait.rl.objectives.direct import RewardGradients
 from flowportrait.rl.objectives.distribution import Critic, DistributionMatching, TransitionTrust
 from flowportrait.rl.plan import OdePlan
 from flowportrait.rl.recipes.card import Card
+from flowportrait.rl.recipes.direct import DIRECT_CARD
 
 DMD_CARD = Card(
     recipe=PostTrainConfig(
@@ -80,14 +82,51 @@ L = exp(A / beta) 1/2 |x0(v) - (x0 - g)|^2,   x0, g and the critic as in dmd
     reading=(
         "The reward is the advantage inside the group, at most five in size, so that rewards of any scale compare; the "
         "authors take raw scores of VideoAlign and of a sync network. The weight does not move the target: where the "
-        "student can match the teacher, it ends at the teacher, and nothing is gained from rewards. No weight is above "
-        "10."
+        "student can match the teacher, it ends at the teacher, and nothing is gained from rewards. In measurements "
+        "a run and its random-reward control ended at the same rewards (reports/2026-12-01-distribution-matching.md); "
+        "dmd-tilted moves the target. No weight is above 10."
     ),
     why={
         **DMD_CARD.why,
         "objective.temperature": "the authors', exp(2 r)",
         "groups": "as many samples as dmd",
         "group_size": "samples of a prompt are compared",
+    },
+)
+
+DMD_TILTED_CARD = Card(
+    recipe=replace(
+        DMD_CARD.recipe,
+        name="dmd-tilted",
+        objective=DistributionMatching(tilt=0.1),
+        stages=(RewardGradients(),),
+        rollout_chunks=1,
+        rewards=DIRECT_CARD.recipe.rewards,
+    ),
+    source="after the abstract of RTDMD, 2605.26108",
+    equation="""\
+L = 1/2 |x0(v) - (x0 - g + tilt G)|^2,   G = dR/dx0 of unit size;   x0, g and the critic as in dmd
+""",
+    paper=(
+        "The divergence from a teacher that is tilted by its rewards is that from the teacher and a term that raises "
+        "the rewards."
+    ),
+    verified=(
+        "The abstract; DMD as in dmd. With tilt = 0 the step is dmd's, bit by bit; in a closed form the mean ends at "
+        "M + tilt ((1 - t)^2 S^2 + t^2) / t^2."
+    ),
+    reading=(
+        "For rewards of motion that are differentiable, as direct; the authors have a policy gradient as well. The "
+        "gradient is taken at the finished sample, and every output moves along it. It has unit size over the batch; the "
+        "mean square of g is about 0.2. The teacher holds the student where direct has "
+        "nothing but a small penalty."
+    ),
+    why={
+        **DMD_CARD.why,
+        "objective.tilt": "a quarter of what teacher and critic pull",
+        "stages": "the gradient of the rewards",
+        "rollout_chunks": "a crowd is scored whole",
+        "rewards": "direct's, which all have gradients",
     },
 )
 

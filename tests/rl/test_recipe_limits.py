@@ -18,7 +18,7 @@ from flowportrait.rl.allocation import Allocation, allocate_advantage
 from flowportrait.rl.config import Recipe
 from flowportrait.rl.credit import Credit, CreditConfig, assign_credit, normalized_deviations
 from flowportrait.rl.objectives.interface import Advantage, LossInputs
-from flowportrait.rl.objectives.matching import NFT, CorrectiveReflow, mean_of_good_samples
+from flowportrait.rl.objectives.matching import NFT, CorrectiveReflow, mean_of_samples
 from flowportrait.rl.objectives.ratio import KVPO, ClippedRatio, SequenceRatio
 from flowportrait.rl.plan import AllSteps, Fork, SingleStep, SlidingWindow
 from flowportrait.rl.recipes import CARDS, find_recipe
@@ -297,15 +297,19 @@ def test_a_correction_of_no_weight_or_without_a_good_sample_is_nft() -> None:
     assert not torch.allclose(found[[1, 3]], plain[[1, 3]])
 
 
-def test_the_correction_leads_from_a_bad_sample_to_the_mean_of_the_good_ones() -> None:
-    """Its gradient in v is −2σ·c·(1 − 2r)·(x̂₀(v) − x̄⁺) / (w·count)."""
-    objective = CorrectiveReflow(kl_weight=0.0, correction=2.0)
+@pytest.mark.parametrize("toward", ["shifted", "mean"])
+def test_the_correction_leads_from_bad_samples_to_good_ones(toward: Literal["shifted", "mean"]) -> None:
+    """Its gradient in v is −2σ·c·(1 − 2r)·(x̂₀(v) − y) / (w·count)."""
+    objective = CorrectiveReflow(kl_weight=0.0, correction=2.0, toward=toward)
     seen, found = corrected(objective, VALUE)
     extra = found - corrected(NFT(kl_weight=0.0), VALUE)[1]
-    good = seen.trajectory.latents[[0, 2]].mean(0)
+    latents = seen.trajectory.latents
     for row, bad in ((1, 0.3), (3, 1.0)):
+        target = latents[[0, 2]].mean(0)
+        if toward == "shifted":
+            target = latents[row] + target - latents[[1, 3]].mean(0)
         sigma = seen.points.sigma[row][..., None]
-        error = (seen.points.x[row] - sigma * seen.live[row]).detach() - good[:, None]
+        error = (seen.points.x[row] - sigma * seen.live[row]).detach() - target[:, None]
         expected = -2 * sigma * 2.0 * bad * error / error.abs().mean(-1, keepdim=True) / seen.live.numel()
         assert torch.allclose(extra[row], expected, rtol=1e-3, atol=1e-8)
 
@@ -317,7 +321,7 @@ def test_the_correction_of_a_region_takes_the_samples_that_are_good_there() -> N
     value[:4, ..., 0] = torch.tensor([1.0, -1, -1, -1])[:, None, None]
     value[:4, ..., 1] = torch.tensor([-1.0, 1, -1, -1])[:, None, None]
     samples = trajectory(torch.Generator().manual_seed(2))
-    target, exists = mean_of_good_samples(Advantage(value, regions), samples)
+    target, exists = mean_of_samples(Advantage(value, regions), samples, 1)
     assert torch.allclose(target[3, :, :4], samples.latents[0, :, :4])
     assert torch.allclose(target[3, :, 4:], samples.latents[1, :, 4:])
     assert exists[:4].all()

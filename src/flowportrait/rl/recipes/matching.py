@@ -101,25 +101,26 @@ CORRECTIVE_REFLOW_CARD = Card(
     ),
     source="after the abstract of CreFlow, 2605.14274",
     equation="""\
-L = L_NFT per region + c mean max(1 - 2 r, 0) |x0(v) - x+|^2 / w,   x+ = mean x0 of the group's samples with A > 0
+L = L_NFT per region + c mean max(1 - 2 r, 0) |x0(v) - y|^2 / w,   y = x0 + mean of the good - mean of the bad samples
 """,
     paper=(
         "An NFT loss confined to the region that a reward is about, and a reflow loss that takes the positive samples "
-        "of a group as the direction of correction."
+        "of a group as an estimate of the direction of correction."
     ),
     verified=(
-        "The abstract, and a summary that calls the mean of the group's positive samples the target. With c = 0 it is "
-        "nft-regions to the bit; the gradient against a closed form and finite differences."
+        "The abstract. With c = 0 it is nft-regions to the bit; the gradient against a closed form, for both targets."
     ),
     reading=(
         "Regions of the face stand for the traces of violated constraints: each reward has its own, as in nft-regions. "
-        "A sample is positive where its advantage is, and a bad one is corrected as far as it is bad, in the same "
-        "measure of distance as in NFT. The mean of several motions is smoother than any of them, so that a large c "
-        "takes life out of the face: see the report, reports/2026-12-01-distribution-matching.md."
+        "Good and bad samples have a positive and a negative advantage; a bad one is corrected as far as it is bad, "
+        "in NFT's own measure of distance. A summary of the paper has the mean of the good samples as the target "
+        "(objective.toward=mean). A mean of motions is smoother than any of them, and in our measurements this took "
+        "life out of the face, with random rewards as well (reports/2026-12-01-distribution-matching.md). So a bad "
+        "sample is shifted by the difference of the means and keeps what is its own."
     ),
     why={
         **NFT_REGIONS_CARD.why,
-        "objective.correction": "a tenth of NFT's own pull: a mean of samples is smoother than a sample",
+        "objective.correction": "a tenth of NFT's own pull",
         "updates": "groups are whole in an update",
     },
 )

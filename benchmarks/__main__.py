@@ -73,6 +73,9 @@ MEASUREMENTS: dict[str, dict[str, str]] = {
     "emotion": {
         "emotion": "whether an emotion that is asked for is seen, and whether the lips still follow the speech",
     },
+    "against_control": {
+        "against-control": "rewards of motion of trained checkpoints beside their random-reward control",
+    },
     "amplitude": {
         "amplitude": "whether lips open as far as the speaker's, and whether the face follows the voice",
     },

@@ -171,7 +171,8 @@ def test_recipes_that_need_more_than_three_methods_say_so(tmp_path: Path) -> Non
         )
     own = {name for name, card in CARDS.items() if missing_ability(card.recipe)}
     real = {"exemplar-ratio", "exemplar-awm", "exemplar-dpo", "portraitgen", "sync-dpo"}
-    assert own == real | {"nft-regions", "kvpo", "region-credit", "distil"}
+    students = {"distil", "dmd", "dmd-reward", "dmd-tilted", "dmd-trust"}
+    assert own == real | students | {"nft-regions", "kvpo", "region-credit", "corrective-reflow"}
 
 
 @pytest.mark.parametrize("lora", [None, LoraSettings(2, 2, ("layer",))])

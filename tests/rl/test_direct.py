@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,13 +12,16 @@ import torch
 
 from flowportrait.errors import BadInput
 from flowportrait.flow.noise import NoiseKey
+from flowportrait.flow.schedules import solve_ode
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Score, all_valid
-from flowportrait.rl.objectives.direct import Direct, RewardGradients
+from flowportrait.rl.objectives.direct import Direct, RewardGradients, gradient_through_history
 from flowportrait.rl.objectives.interface import Advantage, LossInputs
+from flowportrait.rl.plan import AllSteps, OdePlan, Plan
 from flowportrait.rl.recipes import find_recipe
 from flowportrait.rl.rollout import EvaluationPoints, Trajectory
 from tests.rl.test_objectives import BATCH, trajectory
+from tests.rl.test_posttrain import trainer
 from tests.rl.test_recipes import CHANCE, rise, small
 
 SIZE = 10
@@ -44,7 +48,7 @@ def with_gradient(rewards: list[Any], weights: dict[str, float], drawn: Trajecto
     region = torch.zeros(SIZE)
     region[:5] = 1
     rollouts: Any = SimpleNamespace(
-        prompts=SimpleNamespace(select=lambda rows: None), policy=None, noise_key=NoiseKey(0),
+        prompts=SimpleNamespace(select=lambda rows: None), policy=None, average=torch.clone, noise_key=NoiseKey(0),
         task=SimpleNamespace(batch=batch, regions={"mouth": region}),
         rewards=SimpleNamespace(rewards=rewards, weights=weights),
     )  # fmt: skip
@@ -163,3 +167,65 @@ def test_the_rewards_of_motion_have_gradients(reward: str) -> None:
     (gradient,) = torch.autograd.grad(value.sum(), motion)
     assert gradient.isfinite().all()
     assert gradient[..., :16].abs().max() > 0
+
+
+def rolled_out() -> tuple[Any, Trajectory, Plan]:
+    """A trainer whose generator heeds its history, a rollout without noise, and its plan."""
+    recipe = replace(small(find_recipe("rollout-gradient")), groups=2, group_size=2)
+    run = trainer(recipe, size=0.3)
+    run.policy.config = replace(run.policy.config, horizon=3)  # the fourth chunk is handed the last frame alone
+    drawn = run.collect().trajectory
+    plan = recipe.plan(recipe.seed, 0, recipe.groups, drawn.latents.shape[1])
+    return run, drawn, plan
+
+
+@torch.no_grad()
+def rollout_from(run: Any, drawn: Trajectory, plan: Plan, offsets: torch.Tensor) -> torch.Tensor:
+    """The latents ``[B, N, D]`` of the same noise where every chunk is moved."""
+    session, chunks = run.policy.session(drawn.condition), []
+    for chunk in range(drawn.latents.shape[1]):
+        field = partial(run.policy.velocity, context=session.context())
+        x = solve_ode(field, drawn.x[:, chunk, 0], plan.sigmas.to(drawn.latents)) + offsets[:, chunk]
+        session.append(x)
+        chunks.append(x)
+    return torch.stack(chunks, 1)
+
+
+def test_the_gradient_through_the_history_is_that_of_finite_differences_of_whole_rollouts() -> None:
+    run, drawn, plan = rolled_out()
+    draw = torch.Generator().manual_seed(0)
+    linear = torch.randn(drawn.latents.shape, generator=draw)
+    with torch.enable_grad():
+        found = gradient_through_history(run.policy, drawn, plan, linear)
+    for chunk in (0, 1, 3):
+        along = torch.randn(drawn.latents.shape[2], generator=draw)
+        ends = []
+        for sign in (1, -1):
+            offsets = torch.zeros_like(drawn.latents)
+            offsets[:, chunk] = sign * 1e-2 * along
+            ends.append((rollout_from(run, drawn, plan, offsets).double() * linear).sum((1, 2)))
+        slope = (ends[0] - ends[1]) / 2e-2
+        assert torch.allclose(slope, (found[:, chunk] * along).sum(1).double(), rtol=1e-2, atol=1e-2)
+    assert torch.allclose(found[:, -1], linear[:, -1]), "the last chunk has nothing after it"
+    assert not torch.allclose(found[:, 0], linear[:, 0], rtol=1e-2)
+
+
+def test_without_later_chunks_the_gradient_is_the_chunks_own() -> None:
+    run, drawn, plan = rolled_out()
+    first = replace(drawn, latents=drawn.latents[:, :1], x=drawn.x[:, :1])
+    gradient = torch.randn_like(first.latents)
+    with torch.enable_grad():
+        found = gradient_through_history(run.policy, first, plan, gradient)
+    assert torch.equal(found, gradient)
+
+
+def test_the_repeated_rollout_is_the_rollout() -> None:
+    run, drawn, plan = rolled_out()
+    assert torch.allclose(rollout_from(run, drawn, plan, torch.zeros_like(drawn.latents)), drawn.latents, atol=1e-5)
+
+
+@pytest.mark.parametrize("plan", [OdePlan(4), AllSteps(4)])
+def test_a_rollout_that_cannot_be_repeated_is_refused_with_the_way_out(plan: Any) -> None:
+    recipe = replace(small(find_recipe("rollout-gradient")), plan=plan)
+    with pytest.raises(BadInput, match=r"OdePlan with plan\.keep_path=true"):
+        trainer(recipe).step()

@@ -10,8 +10,9 @@ import torch
 
 from flowportrait.flow.kernels import StepCoefficients
 from flowportrait.flow.noise import NoiseKey
+from flowportrait.rl.objectives.distribution import DistributionMatching
 from flowportrait.rl.objectives.interface import Advantage, LossInputs
-from flowportrait.rl.objectives.matching import NFT, RWR, Distil
+from flowportrait.rl.objectives.matching import NFT, RWR, CorrectiveReflow, Distil
 from flowportrait.rl.objectives.preference import DPO, Threshold
 from flowportrait.rl.objectives.ratio import AWM, KVPO, ClippedRatio, SequenceRatio
 from flowportrait.rl.rollout import Trajectory
@@ -26,7 +27,7 @@ LOST = torch.tensor([1, 6])
 EXACT: dict[str, Any] = {
     "nft": NFT(kl_weight=0.1), "rwr": RWR(), "distil": Distil(), "dpo": DPO(beta=2.0, anchor=0.1),
     "dpo derived": DPO(beta=2.0, level="derived"), "threshold": Threshold(beta=2.0), "kvpo": KVPO(),
-    "gspo": SequenceRatio(),
+    "gspo": SequenceRatio(), "dmd": DistributionMatching(0.5), "corrective": CorrectiveReflow(kl_weight=0.1),
 }  # fmt: skip
 """Objectives in which regions paid alike are none wherever the weights are."""
 
@@ -42,13 +43,14 @@ def trajectory(draw: torch.Generator) -> Trajectory:
     path = (BATCH, CHUNKS, STEPS, NUMBERS)
     x, x_next, noise = (torch.randn(path, generator=draw) for _ in range(3))
     table = (BATCH, CHUNKS, STEPS, 1)
+    scores = torch.randn(path, generator=torch.Generator().manual_seed(9))
     return Trajectory(
         group=torch.arange(GROUPS).repeat_interleave(SIZE), sample=torch.arange(BATCH), condition=None,
         latents=torch.randn(BATCH, CHUNKS, NUMBERS, generator=draw), step=torch.arange(STEPS).expand(BATCH, -1),
         sigma=torch.tensor([0.8, 0.4]).expand(BATCH, 1, -1),
         coefficients=StepCoefficients(torch.ones(table), torch.full(table, -0.3), torch.full(table, 0.4)),
         trainable=torch.ones(table[:3], dtype=torch.bool), noise_source_id=torch.zeros(table[:3], dtype=torch.long),
-        x=x, x_next=x_next, noise=noise, real=torch.zeros(BATCH, dtype=torch.bool),
+        x=x, x_next=x_next, noise=noise, real=torch.zeros(BATCH, dtype=torch.bool), score_gradient=scores,
     )  # fmt: skip
 
 
@@ -123,7 +125,7 @@ def test_regions_paid_alike_are_none(name: str) -> None:
     assert torch.allclose(whole, divided, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", sorted({*EXACT, *FIRST} - {"nft", "rwr", "distil", "kvpo"}))
+@pytest.mark.parametrize("name", sorted({*EXACT, *FIRST} - {"nft", "corrective", "rwr", "distil", "dmd", "kvpo"}))
 def test_a_region_without_a_reward_is_left_alone(name: str) -> None:
     """But for objectives in which an average sample is learned from as well, or siblings are a choice as a whole."""
     objective = (EXACT | FIRST)[name]

@@ -17,8 +17,8 @@ from flowportrait.rewards.registry import RewardWeights
 from flowportrait.rl.allocation import Allocation, allocate_advantage
 from flowportrait.rl.config import Recipe
 from flowportrait.rl.credit import Credit, CreditConfig, assign_credit, normalized_deviations
-from flowportrait.rl.objectives.interface import Advantage
-from flowportrait.rl.objectives.matching import NFT
+from flowportrait.rl.objectives.interface import Advantage, LossInputs
+from flowportrait.rl.objectives.matching import NFT, CorrectiveReflow, mean_of_samples
 from flowportrait.rl.objectives.ratio import KVPO, ClippedRatio, SequenceRatio
 from flowportrait.rl.plan import AllSteps, Fork, SingleStep, SlidingWindow
 from flowportrait.rl.recipes import CARDS, find_recipe
@@ -269,3 +269,60 @@ def test_longcats_level_weight_is_the_papers_with_a_limit_and_one_and_a_half_of_
     assert torch.allclose(weights[0], paper, rtol=1e-4)
     assert torch.allclose(weights[1], paper, rtol=1e-4)
     assert float(weights[0][2] / (free.s / free.b.abs())[2]) == pytest.approx(1.5, rel=1e-4)
+
+
+def corrected(
+    objective: NFT, value: torch.Tensor, regions: torch.Tensor | None = None
+) -> tuple[LossInputs, torch.Tensor]:
+    """The loss inputs of a random rollout and the gradient of the loss in its velocities."""
+    draw = torch.Generator().manual_seed(2)
+    samples = trajectory(draw)
+    points = objective.points(samples, NoiseKey(0))
+    old = torch.randn(points.x.shape, generator=draw)
+    live = (old + 0.1 * torch.randn(old.shape, generator=draw)).requires_grad_()
+    seen = LossInputs(samples, Advantage(value, regions), points, live, {"old": old})
+    return seen, torch.autograd.grad(objective(seen).total, live)[0]
+
+
+VALUE = torch.tensor([0.5, -0.3, 0.2, -2.0, -0.1, -0.2, -0.5, -0.4])[:, None, None, None]
+"""Advantages of two groups of four, the second of which has no good sample."""
+
+
+def test_a_correction_of_no_weight_or_without_a_good_sample_is_nft() -> None:
+    plain = corrected(NFT(kl_weight=0.0), VALUE)[1]
+    assert torch.equal(corrected(CorrectiveReflow(kl_weight=0.0, correction=0.0), VALUE)[1], plain)
+    found = corrected(CorrectiveReflow(kl_weight=0.0, correction=2.0), VALUE)[1]
+    assert torch.equal(found[4:], plain[4:]), "nobody in the group shows the way"
+    assert torch.equal(found[[0, 2]], plain[[0, 2]]), "good samples need no correction"
+    assert not torch.allclose(found[[1, 3]], plain[[1, 3]])
+
+
+@pytest.mark.parametrize("toward", ["shifted", "mean"])
+def test_the_correction_leads_from_bad_samples_to_good_ones(toward: Literal["shifted", "mean"]) -> None:
+    """Its gradient in v is −2σ·c·(1 − 2r)·(x̂₀(v) − y) / (w·count)."""
+    objective = CorrectiveReflow(kl_weight=0.0, correction=2.0, toward=toward)
+    seen, found = corrected(objective, VALUE)
+    extra = found - corrected(NFT(kl_weight=0.0), VALUE)[1]
+    latents = seen.trajectory.latents
+    for row, bad in ((1, 0.3), (3, 1.0)):
+        target = latents[[0, 2]].mean(0)
+        if toward == "shifted":
+            target = latents[row] + target - latents[[1, 3]].mean(0)
+        sigma = seen.points.sigma[row][..., None]
+        error = (seen.points.x[row] - sigma * seen.live[row]).detach() - target[:, None]
+        expected = -2 * sigma * 2.0 * bad * error / error.abs().mean(-1, keepdim=True) / seen.live.numel()
+        assert torch.allclose(extra[row], expected, rtol=1e-3, atol=1e-8)
+
+
+def test_the_correction_of_a_region_takes_the_samples_that_are_good_there() -> None:
+    regions = torch.zeros(2, 10)
+    regions[0, :4], regions[1, 4:] = 1, 1
+    value = torch.zeros(8, 1, 1, 2)
+    value[:4, ..., 0] = torch.tensor([1.0, -1, -1, -1])[:, None, None]
+    value[:4, ..., 1] = torch.tensor([-1.0, 1, -1, -1])[:, None, None]
+    samples = trajectory(torch.Generator().manual_seed(2))
+    target, exists = mean_of_samples(Advantage(value, regions), samples, 1)
+    assert torch.allclose(target[3, :, :4], samples.latents[0, :, :4])
+    assert torch.allclose(target[3, :, 4:], samples.latents[1, :, 4:])
+    assert exists[:4].all()
+    assert not exists[4:].any()

@@ -26,12 +26,14 @@ from flowportrait.rl.objectives.ratio import ClippedRatio
 from flowportrait.rl.plan import OdePlan
 from flowportrait.rl.recipes import CARDS, find_card, find_recipe, recipe_texts
 from flowportrait.rl.rollout import Trajectory
-from flowportrait.rl.stages import IterationRollouts, Metrics, RoleView, Stage
+from flowportrait.rl.stages import IterationRollouts, Metrics, RoleLearner, RoleView, Stage
 from flowportrait.training.state import read_state, write_state
 from tests.rl.test_posttrain import RECIPE, tiny_policy, trainer, weights
 from tests.rl.test_recipes import LEARNED, rise, small
 
-METHODS = {"exploration", "exemplars", "teacher", "offline_data", "disturbance", "allocation", "objective", "plan"}
+METHODS = {
+    "exploration", "exemplars", "teacher", "critic", "offline_data", "disturbance", "allocation", "objective", "plan",
+}  # fmt: skip
 """Fields of a recipe that choose a method."""
 
 
@@ -81,6 +83,10 @@ class Witness(Stage):
     ) -> tuple[Advantage, Metrics]:
         self.called.append("adjust_advantage")
         return advantage, {"witness/samples": float(credit.sample_count)}
+
+    def before_update(self, trajectory: Trajectory, learner: RoleLearner) -> tuple[Trajectory, Metrics]:
+        self.called.append("before_update")
+        return super().before_update(trajectory, learner)
 
 
 def test_a_method_made_of_a_stage_alone_is_trained() -> None:

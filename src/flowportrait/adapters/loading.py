@@ -282,7 +282,7 @@ def missing_ability(recipe: Recipe) -> str:
     needed = {
         "a history of chunks to explore": recipe.exploration,
         "real clips as latents of the package's generator": recipe.exemplars or recipe.offline_data,
-        "a teacher with its own number of steps": recipe.teacher,
+        "a teacher with its own number of steps": any(stage.distils for stage in recipe.active_stages),
         "latents with named regions": recipe.allocation.regions,
         "the package's features of disturbed speech": recipe.disturbance,
     }

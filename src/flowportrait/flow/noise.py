@@ -23,15 +23,16 @@ _MASK = 0xFFFFFFFFFFFFFFFF
 NOISE_KEY_VERSION = 2
 """Version of the mapping from places to numbers that new runs use."""
 
-NoiseUse = Literal["start", "step", "real", "forward", "level", "history", "window"]
+NoiseUse = Literal["start", "step", "real", "forward", "level", "history", "window", "critic"]
 """Use of keyed numbers.
 
 start: initial noise of a rollout; step: noise of a stochastic step; real: noise that a real clip is inverted to;
 forward: noise added to a finished sample; level: noise levels of that; history: which history a chunk attends to;
-window: the chunks that attend to a changed history.
+window: the chunks that attend to a changed history; critic: noise and noise levels at which a critic is trained and
+scores are compared.
 """
 
-_USES: tuple[NoiseUse, ...] = ("start", "step", "real", "forward", "level", "history", "window")
+_USES: tuple[NoiseUse, ...] = ("start", "step", "real", "forward", "level", "history", "window", "critic")
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,11 @@ class NoiseKey:
             return keyed_noise(size, *self._version_1_key(use, sample, chunk, step))
         return torch.from_numpy(self._philox_generator(use, sample, chunk, step).standard_normal(size, np.float32))
 
-    def uniform(self, count: int, use: NoiseUse, sample: int = 0) -> torch.Tensor:
+    def uniform(self, count: int, use: NoiseUse, sample: int = 0, chunk: int = 0, step: int = 0) -> torch.Tensor:
         """Return ``count`` uniform float32 numbers in [0, 1), ``[count]``."""
         if self.version == 1:
-            return torch.rand(count, generator=self._torch_generator(use, sample, 0))
-        return torch.from_numpy(self._philox_generator(use, sample).random(count, np.float32))
+            return torch.rand(count, generator=self._torch_generator(use, sample, chunk, step))
+        return torch.from_numpy(self._philox_generator(use, sample, chunk, step).random(count, np.float32))
 
     def integers(self, below: int, count: int, use: NoiseUse, sample: int = 0, chunk: int = 0) -> torch.Tensor:
         """Return ``count`` uniform integers ``[count]`` from 0 to ``below`` − 1."""
@@ -74,8 +75,8 @@ class NoiseKey:
         counter = np.array(self.counter(use, sample, chunk, step), np.uint64)
         return np.random.Generator(np.random.Philox(counter=counter, key=philox_key))
 
-    def _torch_generator(self, use: NoiseUse, sample: int, chunk: int) -> torch.Generator:
-        return torch.Generator().manual_seed(mix_seed(*self._version_1_key(use, sample, chunk, 0)))
+    def _torch_generator(self, use: NoiseUse, sample: int, chunk: int, step: int = 0) -> torch.Generator:
+        return torch.Generator().manual_seed(mix_seed(*self._version_1_key(use, sample, chunk, step)))
 
     def _version_1_key(self, use: NoiseUse, sample: int, chunk: int, step: int) -> tuple[int, ...]:
         """Return the integers that version 1 hashes; for "forward" the noise of all chunks is drawn at once."""
@@ -84,6 +85,7 @@ class NoiseKey:
             "start": (*run_key, sample, chunk, -1), "real": (*run_key, sample, chunk, -1),
             "step": (*run_key, sample, chunk, step), "forward": (*run_key, 2, sample, 1),
             "level": (*run_key, 2, sample), "window": (*run_key, 3), "history": (*run_key, sample, chunk, 4),
+            "critic": (*run_key, sample, chunk, step, 5),
         }[use]  # fmt: skip
 
 

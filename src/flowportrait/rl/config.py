@@ -24,6 +24,7 @@ from flowportrait.rewards.registry import RewardWeights
 from flowportrait.rl.allocation import Allocation
 from flowportrait.rl.credit import CreditConfig
 from flowportrait.rl.method_stages import Exemplars, HistoryRouting, Teacher
+from flowportrait.rl.objectives.distribution import Critic
 from flowportrait.rl.objectives.interface import FIXED_ROLES, Objective
 from flowportrait.rl.objectives.ratio import ClippedRatio
 from flowportrait.rl.offline_data import OfflineDataConfig
@@ -67,6 +68,8 @@ class PostTrainConfig:
     teacher: Teacher | None = None
     """Distil the starting policy, sampled in many guided steps, into one sampled in the plan's steps without
     guidance."""
+    critic: Critic | None = None
+    """Distil the starting policy like ``teacher``, by matching distributions with a critic."""
     offline_data: OfflineDataConfig | None = None
     """Learn from existing clips with known scores instead of from rollouts."""
     stages: tuple[Stage, ...] = ()
@@ -229,10 +232,11 @@ class PostTrainConfig:
             )
         if self.disturbance and (self.exemplars or self.offline_data):
             raise BadInput("A disturbance is of the speech of prompts: leave out exemplars and offline_data.")
-        if self.teacher and (self.exemplars or self.exploration or self.offline_data or self.staleness):
+        distils = any(stage.distils for stage in self.active_stages)
+        if distils and (self.exemplars or self.exploration or self.offline_data or self.staleness):
             raise BadInput(
-                "A teacher goes with fresh rollouts alone: leave out exemplars, exploration, offline_data and "
-                "staleness."
+                "A teacher or a critic goes with fresh rollouts alone: leave out exemplars, exploration, offline_data "
+                "and staleness."
             )
 
 

@@ -10,7 +10,7 @@ the metrics of all processes, and ``PolicyLearner``. Where rollouts and scores c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from flowportrait.rewards.interface import Failure, Score, failures_per_row
 from flowportrait.rl.collection import join_scores
 from flowportrait.rl.config import PostTrainConfig, Recipe
 from flowportrait.rl.manifest import changed_settings
-from flowportrait.rl.objectives.interface import Advantage, LossInputs
+from flowportrait.rl.objectives.interface import Advantage, LossInputs, Objective
 from flowportrait.rl.plan import as_module
 from flowportrait.rl.rollout import EvaluationPoints, Trajectory, VelocityReplay, check_replayed_noise
 from flowportrait.rl.stages import Metrics, RoleView
@@ -243,9 +243,13 @@ class PolicyLearner(Learner):
             policy.recompute_activations()
         network.train()
         self.policy = policy
-        super().__init__(network, VelocityReplay(policy), accelerator, recipe.ema, recipe.old)
+        rates = {view.weights: view.learning_rate for view in self.views.values() if view.learning_rate}
+        super().__init__(network, VelocityReplay(policy), accelerator, recipe.ema, recipe.old, further=tuple(rates))
         self.replay = self.network
         self.optimizer = torch.optim.AdamW(self.trained, lr=recipe.learning_rate, weight_decay=0.0)
+        self.role_optimizers = {
+            role: torch.optim.AdamW(self.trained, lr=rate, weight_decay=0.0) for role, rate in rates.items()
+        }
         self.updates = 0
 
     @property
@@ -291,15 +295,51 @@ class PolicyLearner(Learner):
             total: mean number of samples per process in this step. With it as divisor, torch's mean of gradients over
                 processes is the mean over samples.
         """
+        metrics, learned = self._descend(self.optimizer, self.recipe.objective, shards, total)
+        if learned:
+            self.updates += 1
+            self.roles.after_update(self.updates)
+        return {**metrics, "skipped": float(not learned)}
+
+    def learn_role(self, role: str, objective: Objective, trajectory: Trajectory) -> Metrics:
+        """Take one optimiser step on a further role; see ``stages.RoleLearner``. Its batch is all the samples."""
+        unused = Advantage(torch.zeros(len(trajectory), 1, 1, 1))
+        shards = [
+            self.freeze(trajectory.select(rows), unused.select(rows), objective)
+            for rows in microbatch_rows(trajectory, self.recipe)
+        ]
+        sizes = all_gather_object(self.accelerator, len(trajectory))
+        view = self.views[role]
+        with self.roles.train(view.weights), view.settings():
+            optimizer = self.role_optimizers[view.weights]
+            return self._descend(optimizer, objective, shards, sum(sizes) / len(sizes))[0]
+
+    @torch.no_grad()
+    def role_velocity(
+        self, role: str, trajectory: Trajectory, points: Callable[[Trajectory], EvaluationPoints]
+    ) -> torch.Tensor:
+        """Return the velocities of a role at points of the samples; see ``stages.RoleLearner``."""
+        strides = self.views[role].strides if role in self.views else 0
+        parts = [trajectory.select(rows).to(self.device) for rows in microbatch_rows(trajectory, self.recipe)]
+        with self.use_weights(role):
+            found = [self.velocity(part, points(part), strides) for part in parts]
+        return torch.cat(found).to(trajectory.latents.device)
+
+    def average(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the mean of a scalar over all processes, which call it together."""
+        return torch.stack([part.to(value.device) for part in all_gather_object(self.accelerator, value.cpu())]).mean()
+
+    def _descend(
+        self, optimizer: torch.optim.Optimizer, objective: Objective, shards: Sequence[MicroBatch], total: float
+    ) -> tuple[Metrics, bool]:
+        """Take one step of an optimiser on the current weights and return metrics and whether the step was taken."""
         metrics = Metrics()
-        self.optimizer.zero_grad()
+        optimizer.zero_grad()
         for number, stored in enumerate(shards):
             shard = stored.to(self.device)
             with gradient_sync(self.replay, number == len(shards) - 1):
                 live = self.velocity(shard.trajectory, shard.points)
-                loss = self.recipe.objective(
-                    LossInputs(shard.trajectory, shard.advantage, shard.points, live, shard.others)
-                )
+                loss = objective(LossInputs(shard.trajectory, shard.advantage, shard.points, live, shard.others))
                 part = len(shard.trajectory) / total
                 loss.metrics["velocity"] = float(live.detach().square().mean().sqrt())
                 (loss.total * part).backward()
@@ -308,15 +348,19 @@ class PolicyLearner(Learner):
         norm = float(self.accelerator.clip_grad_norm_(self.replay.parameters(), self.recipe.grad_clip))
         learned = math.isfinite(norm)
         if learned:
-            self.optimizer.step()
-            self.updates += 1
-            self.roles.after_update(self.updates)
-        return {**metrics, "grad_norm": norm if learned else 0.0, "skipped": float(not learned)}
+            optimizer.step()
+        return {**metrics, "grad_norm": norm if learned else 0.0}, learned
 
     @torch.no_grad()
-    def freeze(self, trajectory: Trajectory, advantage: Advantage) -> MicroBatch:
-        """Return the samples with their points and the other roles' velocities there, before any update."""
-        objective = self.recipe.objective
+    def freeze(self, trajectory: Trajectory, advantage: Advantage, objective: Objective | None = None) -> MicroBatch:
+        """Return the samples with their points and the other roles' velocities there, before any update.
+
+        Args:
+            trajectory: the samples.
+            advantage: of the samples.
+            objective: the loss; the recipe's by default.
+        """
+        objective = objective or self.recipe.objective
         points = objective.points(trajectory, self.noise_key)
         others = {}
         for role in sorted(objective.needs):

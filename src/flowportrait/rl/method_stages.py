@@ -300,6 +300,7 @@ class Teacher(Stage):
     """Samples of the teacher in every group, from the noise of the student's first samples. With 0 there is no gate."""
 
     roles = frozenset({TEACHER})
+    distils = True
     earlier_keys = (("witnesses", "samples"),)
 
     def __post_init__(self) -> None:
@@ -315,17 +316,8 @@ class Teacher(Stage):
         Raises:
             BadInput: the policy's ``config`` has no number of steps.
         """
-        student, teacher_config = build_student(policy, steps), policy.config
-
-        @contextmanager
-        def teacher_settings() -> Iterator[None]:
-            student_config, student.config = student.config, teacher_config
-            try:
-                yield
-            finally:
-                student.config = student_config
-
-        return student, {TEACHER: RoleView("ref", teacher_settings, self.strides(steps))}
+        student = build_student(policy, steps)
+        return student, {TEACHER: teacher_view(student, policy, self.strides(steps))}
 
     def collect_batch(self, rollouts: IterationRollouts, collect: Callable[[], ScoredRollouts]) -> ScoredRollouts:
         """Return the student's samples with the scores of the teacher's samples for comparison."""
@@ -360,6 +352,21 @@ def build_student(policy: Any, steps: int) -> Any:
     student = copy.copy(policy)
     student.config = replace(config, steps=steps, **unguided)
     return student
+
+
+def teacher_view(student: Any, policy: Any, strides: int = 0) -> RoleView:
+    """Return the role of the policy as it was before it became a student: its starting weights, steps and guidance."""
+    teacher_config = policy.config
+
+    @contextmanager
+    def teacher_settings() -> Iterator[None]:
+        student_config, student.config = student.config, teacher_config
+        try:
+            yield
+        finally:
+            student.config = student_config
+
+    return RoleView("ref", teacher_settings, strides)
 
 
 def mask_teacher_better(credit: BatchCredit) -> tuple[torch.Tensor, Metrics]:

@@ -18,6 +18,7 @@ from torch import nn
 
 from flowportrait.flow.kernels import Kernel, StepCoefficients, ode_kernel
 from flowportrait.flow.noise import NoiseKey, NoiseUse
+from flowportrait.flow.schedules import predict_data
 from flowportrait.rl.plan import Plan, Policy, PolicySession, as_module, initial_state
 
 # --- Nested tuples of tensors ---
@@ -71,6 +72,7 @@ class Trajectory:
         v_behaviour: velocities ``[B, N, R, D]`` of the weights that made the rollout, if these are older than the
             weights that are trained.
         reward_gradient: gradient of the rewards at the clean latents ``[B, N, D]``, if a stage has added it.
+        score_gradient: by what a critic and a teacher differ at ``outputs``, ``[B, N, R, D]``, if a stage has added it.
     """
 
     group: torch.Tensor
@@ -88,6 +90,7 @@ class Trajectory:
     real: torch.Tensor
     v_behaviour: torch.Tensor | None = None
     reward_gradient: torch.Tensor | None = None
+    score_gradient: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.sample)
@@ -97,6 +100,14 @@ class Trajectory:
         """Return k = b/s of every transition ``[B, N, R, 1]``, zero where the step is not trainable."""
         where = self.trainable[..., None]
         return torch.where(where, self.coefficients.b / torch.where(where, self.coefficients.s, 1), 0)
+
+    @property
+    def outputs(self) -> torch.Tensor:
+        """Return the clean latents ``[B, N, R, D]`` that the weights of the rollout predict at every recorded state.
+
+        The recorded steps must be steps of the ODE: x̂₀ = x − σ·v with v = (x' − x) / b.
+        """
+        return predict_data(self.x, (self.x_next - self.x) / self.coefficients.b, self.sigma[..., None])
 
     def select(self, rows: torch.Tensor) -> Trajectory:
         """Return the samples at ``rows``."""

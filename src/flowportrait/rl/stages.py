@@ -2,12 +2,14 @@
 
     collect_batch ─► start_session · augment_rollout ─► adjust_scores ─► baseline_rows ─► adjust_advantage
     which samples    exploration,     further samples   before credit    samples of the   after credit
-                                                                         statistics
+                                                                         statistics          │
+                                                                         before_update ◄─────┘
+                                                                         train further roles
 
 The trainer calls every hook of every stage of its recipe, in order, and does not depend on any particular stage. A
 stage is a frozen dataclass of its settings that overrides the hooks that its method needs; the default hooks change
 nothing. A recipe has built-in stages in fields of their own (``exploration``, ``exemplars``, ``teacher``,
-``offline_data``) and any others in ``stages``:
+``critic``, ``offline_data``) and any others in ``stages``:
 
     @dataclass(frozen=True)
     class Curriculum(Stage):
@@ -38,9 +40,9 @@ from flowportrait.rewards.interface import Score
 from flowportrait.rewards.registry import CompositeReward
 from flowportrait.rl.collection import ScoredRollouts
 from flowportrait.rl.credit import BatchCredit
-from flowportrait.rl.objectives.interface import Advantage
+from flowportrait.rl.objectives.interface import Advantage, Objective
 from flowportrait.rl.plan import Plan, Planner, PolicySession
-from flowportrait.rl.rollout import Trajectory
+from flowportrait.rl.rollout import EvaluationPoints, Trajectory
 
 Metrics = dict[str, float]
 
@@ -54,11 +56,45 @@ class RoleView:
         settings: a context manager in which the policy has the settings of this role.
         strides: number of Euler steps, down to ``EvaluationPoints.until``, over which velocities are averaged. With 0
             the velocity itself is used.
+        learning_rate: of a role whose weights are a copy that is trained by itself (``RoleLearner.learn_role``). With 0
+            the weights are those of another role.
     """
 
     weights: str
     settings: Callable[[], AbstractContextManager[None]] = nullcontext
     strides: int = 0
+    learning_rate: float = 0.0
+
+
+class RoleLearner(Protocol):
+    """The learner of a run, as stages see it that train further roles or compare velocities of roles."""
+
+    @property
+    def policy(self) -> Any:
+        """Return the policy that is trained."""
+        ...
+
+    @property
+    def noise_key(self) -> NoiseKey:
+        """Return the key of all noise of this iteration."""
+        ...
+
+    def learn_role(self, role: str, objective: Objective, trajectory: Trajectory) -> Metrics:
+        """Take one optimiser step on a role with a ``learning_rate`` of its own and return its metrics.
+
+        All processes call it together. The live weights do not change.
+        """
+        ...
+
+    def role_velocity(
+        self, role: str, trajectory: Trajectory, points: Callable[[Trajectory], EvaluationPoints]
+    ) -> torch.Tensor:
+        """Return the velocities ``[B, N, R, D]`` of a role at the points of the samples, without gradients."""
+        ...
+
+    def average(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the mean of a scalar over all processes, which call it together."""
+        ...
 
 
 class IterationRollouts(Protocol):
@@ -109,6 +145,10 @@ class IterationRollouts(Protocol):
         """Return the key of all noise of this iteration."""
         ...
 
+    def average(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the mean of a scalar over all processes, which call it together."""
+        ...
+
     def rollout_mode(self, role: str | None = None) -> AbstractContextManager[None]:
         """Load the weights of a role inside the block, in evaluation mode and without gradients.
 
@@ -128,7 +168,9 @@ class Stage:
     """A part of a method that extends the trainer's loop. The hooks of this base class change nothing."""
 
     roles: frozenset[str] = frozenset()
-    """Names of the roles that ``prepare_policy`` adds, which an objective may need."""
+    """Names of the roles that ``prepare_policy`` adds for objectives, which must need them."""
+    distils: bool = False
+    """Whether the policy becomes a student of itself with another number of steps. It then needs fresh rollouts."""
 
     def prepare_policy(self, policy: Any, steps: int) -> tuple[Any, Mapping[str, RoleView]]:
         """Return the policy to train, and roles by name. The policy that is passed in must not be changed.
@@ -171,3 +213,10 @@ class Stage:
     ) -> tuple[Advantage, Metrics]:
         """Return this process's advantages as they are trained on, and metrics to log."""
         return advantage, {}
+
+    def before_update(self, trajectory: Trajectory, learner: RoleLearner) -> tuple[Trajectory, Metrics]:
+        """Return this process's samples as they are trained on, and metrics to log, before the policy's update.
+
+        All processes call it together, so that further roles can be trained.
+        """
+        return trajectory, {}

@@ -89,7 +89,8 @@ class Trainer(PolicyLearner):
             ):
                 metrics |= {"skipped": 1.0, "grad_norm": 0.0}
             else:
-                metrics |= self.update(trajectory.select(rows), advantage.select(rows))
+                trajectory, stage_metrics = self.prepare_update(trajectory.select(rows))
+                metrics |= stage_metrics | self.update(trajectory, advantage.select(rows))
         self.roles.after_iteration(self.iteration)
         self.iteration += 1
         update = time.monotonic() - started - batch.seconds["seconds/rollout"] - batch.seconds["seconds/waiting"]
@@ -143,6 +144,14 @@ class Trainer(PolicyLearner):
             metrics |= stage_metrics
         return advantage, metrics
 
+    def prepare_update(self, trajectory: Trajectory) -> tuple[Trajectory, Metrics]:
+        """Return the samples as they are trained on, after stages trained their own roles on them, and metrics."""
+        metrics: Metrics = {}
+        for stage in self.recipe.active_stages:
+            trajectory, stage_metrics = stage.before_update(trajectory, self)
+            metrics |= stage_metrics
+        return trajectory, metrics
+
     def baseline_rows(self, trajectory: Trajectory) -> torch.Tensor | None:
         """Return the mask of the samples of all processes from which means and spreads are computed; None for all."""
         stage_masks = [stage.baseline_rows(trajectory) for stage in self.recipe.active_stages]
@@ -181,6 +190,10 @@ class Rollouts:
         self.kernel: Kernel = trainer.kernel
         self.rewards: CompositeReward = trainer.rewards
         self.noise_key: NoiseKey = trainer.noise_key
+
+    def average(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the mean of a scalar over all processes; see ``stages.IterationRollouts``."""
+        return self.trainer.average(value)
 
     def rollout_mode(self, role: str | None = None) -> AbstractContextManager[None]:
         """Load the weights of a role inside the block; see ``PolicyLearner.rollout_mode``."""

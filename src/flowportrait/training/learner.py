@@ -49,6 +49,8 @@ class WeightRoles:
 
         live  is trained     ref  never moves     ema  follows and is saved     old  follows slowly, makes rollouts
 
+    Further copies, such as that of a critic, begin as the live weights and are trained by themselves (``train``).
+
     ``with roles.use("ema"):`` puts the weights of that role into the policy for a while. Of sharded weights every
     process keeps its shard of each role. Only trainable tensors are kept: for a model that trains adapters (LoRA), a
     role holds the adapters, and ``ref`` the adapters before the first update, which change nothing.
@@ -61,6 +63,7 @@ class WeightRoles:
         old: SlowCopy | None = None,
         network: nn.Module | None = None,
         reference: bool = True,
+        further: Sequence[str] = (),
     ) -> None:
         """Copy the trained weights of ``policy`` into every role.
 
@@ -70,12 +73,13 @@ class WeightRoles:
             old: how the role ``old`` follows; None for no such role.
             network: what was distributed, if that is a network around the policy.
             reference: whether to keep the role ``ref``.
+            further: names of further roles, which are trained by themselves.
         """
         self.policy = policy
         self.network = network or policy
         self.decay = ema
         self.slow = old
-        names = [*(["ref"] if reference else []), "ema", *(["old"] if old else [])]
+        names = [*(["ref"] if reference else []), "ema", *(["old"] if old else []), *further]
         self.copies: dict[str, Weights] = {name: self._copy() for name in names}
 
     @property
@@ -106,6 +110,17 @@ class WeightRoles:
         self._write(self.copies[role])
         try:
             yield
+        finally:
+            self._write(live)
+
+    @contextmanager
+    def train(self, role: str) -> Iterator[None]:
+        """Put the weights of ``role`` into the policy to be trained inside the block; what they become is its copy."""
+        live = self._copy()
+        self._write(self.copies[role])
+        try:
+            yield
+            self.copies[role] = self._copy()
         finally:
             self._write(live)
 
@@ -159,6 +174,7 @@ class Learner(ABC):
         network: the network as this process trains it; its forward pass is the one that is trained.
         roles: the trained weights and their copies by role.
         optimizer: set by the subclass.
+        role_optimizers: role → optimiser of a copy of the weights that is trained by itself, set by the subclass.
         iteration: how many steps or iterations were taken.
     """
 
@@ -172,6 +188,7 @@ class Learner(ABC):
         ema: float,
         old: SlowCopy | None = None,
         reference: bool = True,
+        further: Sequence[str] = (),
     ) -> None:
         """Distribute the network and copy its weights into their roles.
 
@@ -179,13 +196,14 @@ class Learner(ABC):
             model: the model to train, on its device.
             network: a network around the model; its forward pass is the one that is trained.
             accelerator: the processes.
-            ema: see ``WeightRoles``, like ``old`` and ``reference``.
+            ema: see ``WeightRoles``, like ``old``, ``reference`` and ``further``.
         """
         self.accelerator = accelerator
         self.device = accelerator.device
         self.template = empty_copy(model)
         self.network = distribute(accelerator, network)
-        self.roles = WeightRoles(model, ema, old, self.network, reference)
+        self.roles = WeightRoles(model, ema, old, self.network, reference, further)
+        self.role_optimizers: dict[str, torch.optim.Optimizer] = {}
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.iteration = 0
 
@@ -222,15 +240,16 @@ class Learner(ABC):
         return {}
 
     def state_dict(self) -> Weights:
-        """Return the weights of all roles, the optimiser's moments and the fixed tensors, as ``kind/name``.
+        """Return the weights of all roles, the moments of the optimisers and the fixed tensors, as ``kind/name``.
 
         Noise, prompts and plans are functions of the iteration and need no state.
         """
         roles = self.roles.state_dict()
         state = {f"{role}/{name}": value for role, weights in roles.items() for name, value in weights.items()}
-        for name, parameter in self.roles.parameters().items():
-            moments = self.optimizer.state.get(parameter, {})
-            state |= {f"optimizer.{moment}/{name}": value for moment, value in moments.items()}
+        for start, optimizer in self._optimizers().items():
+            for name, parameter in self.roles.parameters().items():
+                moments = optimizer.state.get(parameter, {})
+                state |= {f"{start}{moment}/{name}": value for moment, value in moments.items()}
         return state | {f"fixed/{name}": value for name, value in self.fixed_tensors().items()}
 
     @torch.no_grad()
@@ -243,8 +262,15 @@ class Learner(ABC):
         for name, tensor in self.fixed_tensors().items():
             tensor.copy_(kinds["fixed"][name])
         self.roles.load_state_dict(kinds)
-        moments = {kind.removeprefix("optimizer."): kinds[kind] for kind in kinds if kind.startswith("optimizer.")}
-        for name, parameter in self.roles.parameters().items():
-            self.optimizer.state[parameter] = {
-                kind: tensors[name] for kind, tensors in moments.items() if name in tensors
-            }
+        for start, optimizer in self._optimizers().items():
+            moments = {kind.removeprefix(start): kinds[kind] for kind in kinds if kind.startswith(start)}
+            for name, parameter in self.roles.parameters().items():
+                optimizer.state[parameter] = {
+                    kind: tensors[name] for kind, tensors in moments.items() if name in tensors
+                }
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Return the optimisers by the beginning of the names of their moments in a state."""
+        return {"optimizer.": self.optimizer} | {
+            f"{role}.optimizer.": optimizer for role, optimizer in self.role_optimizers.items()
+        }

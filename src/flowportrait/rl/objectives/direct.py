@@ -13,17 +13,19 @@ first. Look at other measures than the reward before a result is believed.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from flowportrait.config import at_least
 from flowportrait.errors import BadInput
 from flowportrait.flow.noise import NoiseKey
+from flowportrait.flow.schedules import solve_ode
 from flowportrait.rewards.batch import RewardBatch
 from flowportrait.rewards.interface import Reward, check_needs, read_traits
 from flowportrait.rewards.random import RANDOM_REWARDS
 from flowportrait.rl.objectives.interface import Loss, LossInputs, noised_points
-from flowportrait.rl.plan import Plan
+from flowportrait.rl.plan import Plan, Policy
 from flowportrait.rl.rollout import EvaluationPoints, Trajectory
 from flowportrait.rl.stages import IterationRollouts, Stage
 
@@ -36,13 +38,17 @@ class RewardGradients(Stage):
 
         ĝ = Σ_k w_k · g_k / rms(g_k),  then  ĝ / rms(ĝ),  elements bounded by ``limit``        g_k = ∂R_k/∂x₀
 
-    The root mean squares are over the samples that are scored together, so that weights compare rewards of any scale,
-    and a sample whose reward is flat moves less. Filters after the generator count as the identity. A random reward,
-    the control, has a random gradient of the same size in its latent region.
+    The root mean squares are over the samples that are scored together, of all processes, so that weights compare
+    rewards of any scale, and a sample whose reward is flat moves less. Filters after the generator count as the
+    identity. A random reward, the control, has a random gradient of the same size in its latent region.
     """
 
     limit: float = 4.0
     """Largest element of the gradient, whose elements have a mean square of one."""
+    through_history: bool = False
+    """Whether the gradient of a chunk includes what it changes in later chunks, to which it is history."""
+
+    values_before = (("through_history", False),)
 
     def __post_init__(self) -> None:
         at_least(self, limit=1e-3)
@@ -53,7 +59,7 @@ class RewardGradients(Stage):
         """Return the rollout with its ``reward_gradient``.
 
         Raises:
-            BadInput: a reward has no gradient.
+            BadInput: a reward has no gradient, or the rollout cannot be repeated for gradients through the history.
         """
         with torch.enable_grad():
             latents = trajectory.latents.detach().requires_grad_()
@@ -66,8 +72,48 @@ class RewardGradients(Stage):
                 else:
                     value = _differentiable_values(reward, batch)
                     gradient = torch.autograd.grad(value.nansum(), latents, retain_graph=True)[0]
-                total += rollouts.rewards.weights[reward.name] * _unit_size(gradient.nan_to_num())
-        return replace(trajectory, reward_gradient=_unit_size(total).clamp(-self.limit, self.limit))
+                total += rollouts.rewards.weights[reward.name] * _unit_size(gradient.nan_to_num(), rollouts)
+            if self.through_history:
+                total = gradient_through_history(rollouts.policy, trajectory, plan, total)
+        return replace(trajectory, reward_gradient=_unit_size(total, rollouts).clamp(-self.limit, self.limit))
+
+
+def gradient_through_history(
+    policy: Policy, trajectory: Trajectory, plan: Plan, gradient: torch.Tensor
+) -> torch.Tensor:
+    """Return the gradients ``[B, N, D]`` of whole rollouts in the latents of every chunk.
+
+    The rollout is repeated with its noise, and every chunk is a sum of what is sampled and of an offset. The result is
+    the gradient in the offsets at zero, so that an offset changes all chunks after it:
+
+        ĝ_i = g_i + Σ_{j>i} g_j · dx_j/dx_i
+
+    The gradient of the reward in the weights, by backpropagation through the whole rollout, is Σ_i ĝ_i · ∂x_i/∂θ, with
+    the history of chunk i fixed.
+
+    Args:
+        policy: the generator, with the weights of the rollout.
+        trajectory: the rollout, with all states of its steps.
+        plan: the plan of the rollout.
+        gradient: g, gradients at the chunks ``[B, N, D]`` without the history.
+
+    Raises:
+        BadInput: the rollout has noise at its steps, or its first states are not recorded.
+    """
+    steps = len(plan.sigmas) - 1
+    if trajectory.x.shape[2] != steps or plan.stochastic.any():
+        raise BadInput(
+            "Gradients through the history repeat a rollout, which needs steps without noise and their states: take "
+            "the plan OdePlan with plan.keep_path=true."
+        )
+    sigmas = plan.sigmas.to(trajectory.latents)
+    offsets = torch.zeros_like(trajectory.latents, requires_grad=True)
+    session, chunks = policy.session(trajectory.condition), []
+    for chunk in range(trajectory.latents.shape[1]):
+        field = partial(policy.velocity, context=session.context())
+        chunks.append(solve_ode(field, trajectory.x[:, chunk, 0], sigmas) + offsets[:, chunk])
+        session.append(chunks[-1])
+    return torch.autograd.grad(torch.stack(chunks, 1), offsets, gradient)[0]
 
 
 def _differentiable_values(reward: Reward, batch: RewardBatch) -> torch.Tensor:
@@ -91,9 +137,9 @@ def _random_gradient(name: str, trajectory: Trajectory, rollouts: IterationRollo
     return (noise if region is None else noise * region).to(trajectory.latents)
 
 
-def _unit_size(gradient: torch.Tensor) -> torch.Tensor:
-    """Return a gradient with a mean square of one; one that is zero everywhere stays so."""
-    return gradient / gradient.square().mean().sqrt().clamp_min(_LEAST_SIZE)
+def _unit_size(gradient: torch.Tensor, rollouts: IterationRollouts) -> torch.Tensor:
+    """Return a gradient with a mean square of one over all processes; one that is zero everywhere stays so."""
+    return gradient / rollouts.average(gradient.square().mean()).sqrt().clamp_min(_LEAST_SIZE)
 
 
 @dataclass(frozen=True)

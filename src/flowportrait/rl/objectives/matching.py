@@ -1,6 +1,7 @@
 """This module defines the objectives that use weighted or contrastive flow matching.
 
 NFT        moves towards good samples and away from bad ones (DiffusionNFT)
+CorrectiveReflow  NFT that also matches bad samples, corrected by what good ones of their group did (after CreFlow)
 RWR        matches the policy's samples, weighted by exp(A / τ) (Flow-RWR)
 Distil     regresses on a teacher's velocity, weighted by exp(A / τ)
 """
@@ -8,11 +9,14 @@ Distil     regresses on a teacher's velocity, weighted by exp(A / τ)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+import torch
 
 from flowportrait.config import at_least
 from flowportrait.flow.noise import NoiseKey
 from flowportrait.flow.schedules import predict_data
-from flowportrait.rl.objectives.interface import Loss, LossInputs, noised_points
+from flowportrait.rl.objectives.interface import Advantage, Loss, LossInputs, noised_points
 from flowportrait.rl.rollout import EvaluationPoints, Trajectory
 
 _MIN_ERROR = 1e-3
@@ -73,6 +77,64 @@ class NFT:
             total = total + self.kl_weight * kl
             metrics |= {"kl": float(kl.detach()), "kl/has_gradient": float(kl.requires_grad)}
         return Loss(total, metrics)
+
+
+@dataclass(frozen=True)
+class CorrectiveReflow(NFT):
+    """NFT with a correction, by which bad samples are matched as they would be if they were good.
+
+        L = L_NFT + correction · mean (1 − 2r)⁺ · ‖x̂₀(v) − y‖² / w        w = sg mean |x̂₀(v) − y|
+        y = x₀ + x̄⁺ − x̄⁻                                                  with ``toward="mean"``:  y = x̄⁺
+
+    x̄⁺ and x̄⁻ are the means of the group's samples with A > 0 and with A < 0, in the same chunk. NFT tells a bad sample
+    where not to go. The correction says where to go instead: from what bad samples of the prompt did to what good ones
+    did, at the bad sample's own noised states and in its own history. With regions, good and bad are those of each
+    region. A group without a good sample has no correction.
+    """
+
+    correction: float = 0.1
+    """Weight of the correction. With 0 this is NFT."""
+    toward: Literal["shifted", "mean"] = "shifted"
+    """What a bad sample is drawn to: itself, shifted by the difference of the means, or the mean of the good samples,
+    which is smoother than any sample."""
+    whole_groups = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, correction=0)
+
+    def __call__(self, inputs: LossInputs) -> Loss:
+        loss = super().__call__(inputs)
+        if self.correction == 0:
+            return loss
+        points, advantage = inputs.points, inputs.advantage
+        target, exists = mean_of_samples(advantage, inputs.trajectory, 1)
+        if self.toward == "shifted":
+            target = inputs.trajectory.latents + target - mean_of_samples(advantage, inputs.trajectory, -1)[0]
+        error = predict_data(points.x, inputs.live, points.sigma[..., None]) - target[:, :, None]
+        scale = error.detach().abs().mean(-1, keepdim=True).clamp_min(_MIN_ERROR)
+        weight = (-advantage.value / self.span).clamp(0, 1) * exists
+        correction = advantage.average(weight * advantage.reduce(error.square() / scale, "mean"))
+        metrics = {"correction": float(correction.detach()), "corrected": float((weight > 0).float().mean())}
+        return Loss(loss.total + self.correction * correction, loss.metrics | metrics)
+
+
+def mean_of_samples(advantage: Advantage, trajectory: Trajectory, sign: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return for every sample the mean clean latents of the samples of its group with an advantage of this sign.
+
+    Returns:
+        Latents ``[B, N, D]``, of every element among the samples with that sign in its region, and ``[B, N, 1, P]``,
+        one where the group of a sample has such a sample in the region and zero elsewhere.
+    """
+    latents = trajectory.latents
+    mean_value = sign * advantage.mask_invalid(advantage.value).mean(2)
+    chosen = (mean_value > 0).to(latents).expand(-1, latents.shape[1], -1)
+    elements = chosen if advantage.regions is None else (chosen @ advantage.regions.to(latents)).clamp_max(1)
+    same = (trajectory.group[:, None] == trajectory.group).to(latents)
+    total = torch.einsum("ab,bnd->and", same, elements * latents)
+    count = torch.einsum("ab,bnd->and", same, elements.expand_as(latents))
+    exists = torch.einsum("ab,bnp->anp", same, chosen).clamp_max(1)
+    return total / count.clamp_min(1), exists[:, :, None]
 
 
 @dataclass(frozen=True)

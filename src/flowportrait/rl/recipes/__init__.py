@@ -56,7 +56,13 @@ RECIPES: dict[str, str] = {
     "sync-dpo": "preference:SYNC_DPO_CARD",
     "threshold": "preference:THRESHOLD_CARD",
     "distil": "matching:DISTIL_CARD",
+    "dmd": "distribution:DMD_CARD",
+    "dmd-reward": "distribution:DMD_REWARD_CARD",
+    "dmd-tilted": "distribution:DMD_TILTED_CARD",
+    "dmd-trust": "distribution:DMD_TRUST_CARD",
     "direct": "direct:DIRECT_CARD",
+    "rollout-gradient": "direct:ROLLOUT_GRADIENT_CARD",
+    "corrective-reflow": "matching:CORRECTIVE_REFLOW_CARD",
 }
 """Name of every built-in recipe → its module in this folder and its card there."""
 

@@ -1,6 +1,8 @@
-"""This module contains the recipe that follows the gradient of differentiable rewards."""
+"""This module contains the recipes that follow the gradient of differentiable rewards."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from flowportrait.rewards.registry import RewardWeights
 from flowportrait.rl.config import PostTrainConfig
@@ -39,5 +41,38 @@ g = dR/dx0 at the finished sample, of unit size;   L = mean |v - (v_old - step g
         "rollout_chunks": "a crowd is scored whole",
         "rewards": "those of nft-regions, which all have gradients",
         "stages": "the gradient of the rewards",
+    },
+)
+
+ROLLOUT_GRADIENT_CARD = Card(
+    recipe=replace(
+        DIRECT_CARD.recipe,
+        name="rollout-gradient",
+        plan=OdePlan(keep_path=True),
+        stages=(RewardGradients(through_history=True),),
+        groups=8,
+        frames=144,
+    ),
+    source="after the abstract of Reward-Forcing, 2601.16933",
+    equation="""\
+G_i = g_i + sum_{j > i} g_j dx_j/dx_i,   g = dR/dx0;   L = mean |v - (v_old - step G)|^2 / step + 1e-4 |v - v_ref|^2
+""",
+    paper="An autoregressive generator learns from rewards alone, on its own rollouts, without a teacher.",
+    verified=(
+        "The abstract. G against finite differences of the reward of whole rollouts; without later chunks, and for a "
+        "generator of one chunk, it is direct."
+    ),
+    reading=(
+        "As direct, but a chunk also answers for what it changes in the chunks after it, which see it as history. The "
+        "sum over chunks of G times the gradient of a chunk in the weights, its history fixed, is backpropagation "
+        "through the rollout. A rollout has six seconds: two stretches of 72 frames, the second of which begins at the "
+        "last frame of the first. Costs about three times the rollout of direct."
+    ),
+    why={
+        **DIRECT_CARD.why,
+        "plan.keep_path": "the rollout is repeated from its first states",
+        "frames": "rollouts are longer than what the generator was trained on",
+        "groups": "a rollout is twice as long as direct's",
+        "stages": "the gradient of the rewards, through the history",
     },
 )

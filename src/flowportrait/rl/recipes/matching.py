@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from flowportrait.rewards.registry import RewardWeights
 from flowportrait.rl.allocation import Allocation
 from flowportrait.rl.config import PostTrainConfig
 from flowportrait.rl.method_stages import Teacher
-from flowportrait.rl.objectives.matching import NFT, RWR, Distil
+from flowportrait.rl.objectives.matching import NFT, RWR, CorrectiveReflow, Distil
 from flowportrait.rl.objectives.ratio import AWM
 from flowportrait.rl.plan import OdePlan
 from flowportrait.rl.recipes.card import Card
@@ -87,6 +89,39 @@ NFT_REGIONS_CARD = Card(
             "reports/2026-11-30-recipes.md"
         ),
         "allocation.regions": "each reward pays what it looks at",
+    },
+)
+
+CORRECTIVE_REFLOW_CARD = Card(
+    recipe=replace(
+        NFT_REGIONS_CARD.recipe,
+        name="corrective-reflow",
+        objective=CorrectiveReflow(),
+        updates=2,
+    ),
+    source="after the abstract of CreFlow, 2605.14274",
+    equation="""\
+L = L_NFT per region + c mean max(1 - 2 r, 0) |x0(v) - y|^2 / w,   y = x0 + mean of the good - mean of the bad samples
+""",
+    paper=(
+        "An NFT loss confined to the region that a reward is about, and a reflow loss that takes the positive samples "
+        "of a group as an estimate of the direction of correction."
+    ),
+    verified=(
+        "The abstract. With c = 0 it is nft-regions to the bit; the gradient against a closed form, for both targets."
+    ),
+    reading=(
+        "Regions of the face stand for the traces of violated constraints: each reward has its own, as in nft-regions. "
+        "Good and bad samples have a positive and a negative advantage; a bad one is corrected as far as it is bad, "
+        "in NFT's own measure of distance. A summary of the paper has the mean of the good samples as the target "
+        "(objective.toward=mean). A mean of motions is smoother than any of them, and in our measurements this took "
+        "life out of the face, with random rewards as well (reports/2026-12-01-distribution-matching.md). So a bad "
+        "sample is shifted by the difference of the means and keeps what is its own."
+    ),
+    why={
+        **NFT_REGIONS_CARD.why,
+        "objective.correction": "a tenth of NFT's own pull",
+        "updates": "groups are whole in an update",
     },
 )
 

@@ -109,6 +109,9 @@ MEASUREMENTS: dict[str, dict[str, str]] = {
         "artefacts": "what the artefact detectors see in damaged and in real pictures",
         "inversion": "real samples inverted to noise and drawn again",
     },
+    "published": {
+        "published": "a published model post-trained with LoRA beside its random-reward control, in one command",
+    },
     "recipes": {
         "recipes": "recipes and controls after equal processor time on held-out prompts and finished video",
     },

@@ -35,7 +35,7 @@ def run(options: DoctorOptions) -> dict[str, Any]:
         BadInput: the folder holds no run, or its files are damaged.
     """
     runs = find_runs(options.folder)
-    found = {str(run): _examine(run) for run in runs}
+    found = {str(run): examine_run(run) for run in runs}
     if len(runs) == 1:
         (count, findings), together = found[str(runs[0])], options.folder != runs[0]
         if options.json:
@@ -69,7 +69,7 @@ def find_runs(folder: Path) -> list[Path]:
     raise BadInput(f"{folder} holds no run, neither itself nor in its folders: a run has {METRICS} and {RECIPE}.")
 
 
-def _examine(run: Path) -> tuple[int, list[RunFinding]]:
+def examine_run(run: Path) -> tuple[int, list[RunFinding]]:
     """Return the number of iterations and the findings of one run."""
     from flowportrait.rl.control import find_control, has_random_rewards, is_run
     from flowportrait.rl.doctor import diagnose_run

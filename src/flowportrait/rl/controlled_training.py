@@ -10,7 +10,7 @@ Only what ``trained`` gains over ``control`` was learned from the rewards.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,11 @@ from torch import nn
 
 from flowportrait.rewards.random import CHANCE
 from flowportrait.rl.config import PostTrainConfig
+from flowportrait.rl.loop import Callback
 from flowportrait.rl.post_trainer import PostTrainer, PromptsLike, RewardsLike
+
+TRAINED, CONTROL = "trained", "control"
+"""Folders of the two runs."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,10 @@ def train_with_control(
     samples: int = 8,
     measures: RewardsLike | None = None,
     resume: bool = False,
+    *,
+    policy_arguments: Mapping[str, Any] | Sequence[str] = (),
+    bf16: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> ControlledResult:
     """Post-train a policy and its random-reward control, and score both on prompts that they were not trained on.
 
@@ -68,6 +76,9 @@ def train_with_control(
         samples: samples of each scored prompt.
         measures: what is scored, if it is not the rewards.
         resume: continue runs that are in ``output_dir``.
+        policy_arguments: as for ``PostTrainer``.
+        bf16: as for ``PostTrainer``.
+        callbacks: user code that is called during the run with the rewards.
 
     Raises:
         BadInput: as ``PostTrainer``.
@@ -75,12 +86,15 @@ def train_with_control(
 
     def trainer_with(run_rewards: RewardsLike, name: str) -> PostTrainer:
         own = copy.deepcopy(policy) if isinstance(policy, nn.Module) else policy
-        return PostTrainer(own, run_rewards, config, train_prompts, output_dir=Path(output_dir) / name)
+        return PostTrainer(
+            own, run_rewards, config, train_prompts, callbacks=callbacks if name == TRAINED else (),
+            output_dir=Path(output_dir) / name, policy_arguments=policy_arguments, bf16=bf16,
+        )  # fmt: skip
 
     def scores(trainer: PostTrainer) -> dict[str, float]:
         return trainer.score_prompts(eval_prompts, rewards if measures is None else measures, samples)
 
-    trained, control = trainer_with(rewards, "trained"), trainer_with([CHANCE], "control")
+    trained, control = trainer_with(rewards, TRAINED), trainer_with([CHANCE], CONTROL)
     before = scores(trained)
     for trainer in (trained, control):
         trainer.train(resume)

@@ -237,6 +237,35 @@ def test_missing_inputs_are_found_before_anything_runs(old: str, new: str, sente
     assert sentence in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("learned", "measured", "warning"),
+    [
+        (
+            {"a.wav": "one", "b.wav": "two"},
+            {"c.wav": "two"},
+            "evaluate measures c.wav of other, which posttrain learns",
+        ),
+        ({"a.wav": "one", "prompts.jsonl": "anna"}, {"b.wav": "two", "prompts.jsonl": "anna"}, "the speaker anna"),
+        ({"a.wav": "one", "prompts.jsonl": "anna"}, {"b.wav": "two", "prompts.jsonl": "ben"}, ""),
+    ],
+)
+def test_an_evaluation_on_what_was_learned_from_is_warned_of(
+    learned: dict[str, str], measured: dict[str, str], warning: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One portrait may be in both."""
+    change("pretrain: {set: {steps: 5}}", "posttrain: {prompts: mine, start: sft}")
+    for folder, files in (("mine", learned), ("other", measured)):
+        (place / folder).mkdir(exist_ok=True)
+        (place / folder / "a.png").write_text("picture")
+        for name, text in files.items():
+            line = json.dumps({"image": "a.png", "audio": next(iter(files)), "speaker": text})
+            (place / folder / name).write_text(line if name == "prompts.jsonl" else text)
+    PipelineRun(read_run_file(Path("run.yaml")), Commands())
+    said = capsys.readouterr().err
+    assert warning in said
+    assert bool(warning) == ("give prompts of other people" in said)
+
+
 def test_a_stage_that_is_not_in_the_file_cannot_be_made_again(place: Path) -> None:
     with pytest.raises(BadInput, match=r"--from distil is no stage of run\.yaml: choose one of prepare, pretrain"):
         run(Commands(), from_stage="distil")

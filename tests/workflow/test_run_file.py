@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,9 @@ posttrain:
   recipe: nft
   prompts: mine
   held_out: other
-  random_rewards: yes
+  bf16: yes
+  set: {groups: 4}
+control:
 distil:
 evaluate:
   workers: 2
@@ -56,7 +59,7 @@ def refused(text: str, folder: Path) -> str:
 def test_every_stage_takes_what_the_stages_before_it_made(tmp_path: Path) -> None:
     stages = {stage.name: stage for stage in read(ALL, tmp_path).stages}
     assert list(stages) == [kind.name for kind in STAGES]
-    prepare, pretrain, posttrain, distil, evaluate = (stage.options for stage in stages.values())
+    prepare, pretrain, posttrain, control, distil, evaluate = (stage.options for stage in stages.values())
     assert isinstance(prepare, PrepareOptions)
     assert prepare.inputs == (Path("footage"), Path("more -- videos"))
     assert (prepare.hold_out, prepare.set, prepare.output) == (0.25, ("sync=-2",), Path("out/prepare"))
@@ -64,9 +67,11 @@ def test_every_stage_takes_what_the_stages_before_it_made(tmp_path: Path) -> Non
     assert pretrain.corpus == Path("out/prepare")
     assert pretrain.set == ("steps=5", "windows=12,16", "generator.hidden=32", "generator.layers=1")
     assert isinstance(posttrain, PostTrainOptions)
-    assert (posttrain.start, posttrain.recipe, posttrain.random_rewards) == ("out/pretrain", "nft", True)
+    assert (posttrain.start, posttrain.recipe, posttrain.bf16) == ("out/pretrain", "nft", True)
+    assert control == replace(posttrain, random_rewards=True, output=Path("out/control"))
     assert (distil.start, distil.recipe, distil.prompts) == ("out/posttrain", "distil", Path("mine"))
-    assert evaluate.system == ("pretrain=out/pretrain", "posttrain=out/posttrain", "distil=out/distil")
+    assert evaluate.system == ("pretrain=out/pretrain", "posttrain=out/posttrain", "control=out/control",
+                               "distil=out/distil")  # fmt: skip
     assert (evaluate.against, evaluate.prompts, evaluate.workers) == ("pretrain", Path("other"), 2)
 
 
@@ -88,9 +93,8 @@ def test_a_cluster_is_for_the_stages_that_can_use_one_and_name_none(tmp_path: Pa
     (tmp_path / "run.yaml").write_text(ALL.replace("workers: 2", "ray: other:6379"))
     stages = {stage.name: stage.options for stage in read_run_file(tmp_path / "run.yaml", "auto").stages}
     clusters = {name: getattr(options, "ray", "none") for name, options in stages.items()}
-    assert clusters == {
-        "prepare": "auto", "pretrain": "none", "posttrain": "auto", "distil": "auto", "evaluate": "other:6379"
-    }  # fmt: skip
+    post_training = dict.fromkeys(("posttrain", "control", "distil"), "auto")
+    assert clusters == {"prepare": "auto", "pretrain": "none", **post_training, "evaluate": "other:6379"}
 
 
 def test_post_training_alone_is_compared_with_where_it_starts(tmp_path: Path) -> None:
@@ -146,7 +150,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_every_option_that_a_stage_fills_in_is_one_of_its_command() -> None:
-    earlier = {kind.name: {"output": kind.name, "held_out": "other", "prompts": "mine"} for kind in STAGES[:4]}
+    earlier = {kind.name: {"output": kind.name, "held_out": "other", "prompts": "mine"} for kind in STAGES[:-1]}
     for kind in STAGES:
         filled = kind.fill_in(earlier, {})
         assert filled.keys() <= kind.load_options_class().__dataclass_fields__.keys()

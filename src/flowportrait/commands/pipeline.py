@@ -14,7 +14,7 @@ from flowportrait.terminal import waiting
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """Run the stages prepare, pretrain, posttrain, distil and evaluate of a run file.
+    """Run the stages prepare, pretrain, posttrain, control, distil and evaluate of a run file.
 
     Run the same command again to continue: finished stages are skipped, an interrupted one goes on from its last state.
     """

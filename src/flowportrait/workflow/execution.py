@@ -12,6 +12,7 @@ by ``accelerate launch``. Ctrl-C reaches the stage, which saves; the next run co
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -27,6 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from flowportrait.data.prompts import AUDIO_SUFFIXES, read_prompts
 from flowportrait.errors import BadInput
 from flowportrait.files import check_output_folder
 from flowportrait.hub import is_hub_id
@@ -72,6 +74,7 @@ class PipelineRun:
         self._run_command = run_command or self._start_process
         self._hashes = FileHashes(file.output / "hashes.json", file.output)
         self._check_inputs()
+        self._warn_of_trained_prompts()
 
     def preview(self, from_stage: str | None = None) -> dict[str, str]:
         """Return what ``run`` would do with every stage, in words.
@@ -190,6 +193,30 @@ class PipelineRun:
                     except BadInput as error:
                         self.file.refuse(stage.lines.get(name, stage.lines[""]), f"{stage.name}: {error}")
             made.append(stage.output)
+
+    def _warn_of_trained_prompts(self) -> None:
+        """Warn if the evaluation has recordings or speakers that a stage before it learns from."""
+        learned: dict[str, str] = {}
+        for stage in self.file.stages:
+            folder = getattr(stage.options, "prompts", None)
+            if folder is None or not folder.is_dir():
+                continue
+            speech = self._speech_of_prompts(folder)
+            common = [(name, learned[key]) for key, name in speech.items() if key in learned]
+            if stage.kind.trains:
+                learned |= dict.fromkeys(speech, stage.name)
+            elif common:
+                name, trained = common[0]
+                log(f"Warning: {stage.name} measures {name} of {folder}, which {trained} learns from: give prompts of "
+                    "other people, or the figures say nothing about them.")  # fmt: skip
+
+    def _speech_of_prompts(self, folder: Path) -> dict[str, str]:
+        """Return what tells the speech of prompts apart, hashes and names of speakers, with its name in messages."""
+        listing = self._hashes.digests({"": folder})[""].get("listing", {})
+        found = {sha: name for name, sha in listing.items() if Path(name).suffix.lower() in AUDIO_SUFFIXES}
+        with contextlib.suppress(BadInput):  # prompts of other generators, which have no speech
+            found |= {f"speaker {p.speaker}": f"the speaker {p.speaker}" for p in read_prompts(folder) if p.speaker}
+        return found
 
     # --- Doing it ---
 

@@ -1,7 +1,9 @@
 """The stages of a pipeline: which command each of them runs, and what it takes from the stages before it.
 
-    prepare ─► pretrain ─► posttrain ─► distil ─► evaluate
-    corpus     checkpoint  checkpoint   checkpoint  report
+    prepare ─► pretrain ─┬─► posttrain ─► distil ─┬─► evaluate
+    corpus     checkpoint│   checkpoint   checkpoint  report
+                         └─► control ─────────────┘
+                             checkpoint of the same training with random rewards
 
 A stage has the options of its command. What a run file leaves out is filled in here: the corpus of ``prepare`` for
 ``pretrain``, the checkpoint of the last training stage for the next one, and all checkpoints for ``evaluate``.
@@ -64,6 +66,12 @@ def _fill_in_posttrain(earlier: EarlierStages, own: StageOptions) -> dict[str, O
     return {} if "policy" in own else _outputs_as(earlier, {"pretrain": "start"})
 
 
+def _fill_in_control(earlier: EarlierStages, own: StageOptions) -> dict[str, OptionText]:
+    """Repeat the post-training with random rewards."""
+    repeated = {name: value for name, value in earlier.get("posttrain", {}).items() if name != "output"}
+    return repeated | {"random_rewards": "true"}
+
+
 def _fill_in_distil(earlier: EarlierStages, own: StageOptions) -> dict[str, OptionText]:
     filled: dict[str, OptionText] = {"recipe": "distil"}
     for name in ("prompts", "held_out"):
@@ -102,6 +110,7 @@ STAGES: tuple[StageKind, ...] = (
     StageKind(
         "posttrain", "posttrain", "flowportrait.commands.posttrain:PostTrainOptions", _fill_in_posttrain, True, True
     ),
+    StageKind("control", "posttrain", "flowportrait.commands.posttrain:PostTrainOptions", _fill_in_control, True, True),
     StageKind("distil", "posttrain", "flowportrait.commands.posttrain:PostTrainOptions", _fill_in_distil, True, True),
     StageKind("evaluate", "evaluate", "flowportrait.commands.evaluate:EvaluateOptions", _fill_in_evaluate),
 )

@@ -50,7 +50,7 @@ L = 1/2 |x0(v) - (x0 - g)|^2;   critic: |v_fake - (eps - x0)|^2, five steps for 
     why={
         "plan.steps": "what the student is delivered with; one step is where distilling gains most",
         "plan.keep_path": "outputs are computed at the recorded steps",
-        "critic": "five steps for one of the student, as in DMD2, each twice as large",
+        "critic": "five steps for one of the student, as in DMD2; the learning rate by trial",
         "rewards": "motion alone is read: nothing needs drawing",
         "groups": "many prompts",
         "group_size": "samples are not compared",

@@ -119,7 +119,7 @@ L = 1/2 |x0(v) - (x0 - g + tilt G)|^2,   G = dR/dx0 of unit size;   x0, g and th
         "For rewards of motion that are differentiable, as direct; the authors have a policy gradient as well. The "
         "gradient is taken at the finished sample, and every output moves along it. It has unit size over the batch, "
         "where the mean square of g is about 0.2. The teacher holds the student where direct has nothing but a small "
-        "penalty."
+        "penalty: measured gains are small (reports/2026-12-01-distribution-matching.md)."
     ),
     why={
         **DMD_CARD.why,

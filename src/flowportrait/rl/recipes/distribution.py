@@ -50,7 +50,7 @@ L = 1/2 |x0(v) - (x0 - g)|^2;   critic: |v_fake - (eps - x0)|^2, five steps for 
     why={
         "plan.steps": "what the student is delivered with; one step is where distilling gains most",
         "plan.keep_path": "outputs are computed at the recorded steps",
-        "critic": "five steps for one of the student, as in DMD2, each twice as large",
+        "critic": "five steps for one of the student, as in DMD2; the learning rate by trial",
         "rewards": "motion alone is read: nothing needs drawing",
         "groups": "many prompts",
         "group_size": "samples are not compared",
@@ -119,7 +119,7 @@ L = 1/2 |x0(v) - (x0 - g + tilt G)|^2,   G = dR/dx0 of unit size;   x0, g and th
         "For rewards of motion that are differentiable, as direct; the authors have a policy gradient as well. The "
         "gradient is taken at the finished sample, and every output moves along it. It has unit size over the batch, "
         "where the mean square of g is about 0.2. The teacher holds the student where direct has nothing but a small "
-        "penalty."
+        "penalty: measured gains are small (reports/2026-12-01-distribution-matching.md)."
     ),
     why={
         **DMD_CARD.why,

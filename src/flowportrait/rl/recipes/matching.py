@@ -65,10 +65,13 @@ NFT_REGIONS_CARD = Card(
         ),
         allocation=Allocation(regions=REGIONS),
     ),
-    source="DiffusionNFT, 2509.16117, with regions after the abstract of ViPO, 2511.18719",
+    source="DiffusionNFT, 2509.16117, with regions after the abstracts of ViPO, 2511.18719, and OmniNFT, 2605.12480",
     equation="as nft, with r and the two errors per region: mouth, eyes, head;   A[region] = sum of what pays it",
-    paper="NFT as in nft; ViPO's point, that a place should answer for what is seen there.",
-    verified="NFT as in nft; of ViPO the abstract.",
+    paper=(
+        "NFT as in nft; ViPO's point, that a place should answer for what is seen there, and OmniNFT's, that rewards of "
+        "sound and of pictures are routed to their own outputs."
+    ),
+    verified="NFT as in nft; of ViPO and OmniNFT the abstracts.",
     reading=(
         "Rewards that read motion alone, so that an iteration costs 4 s on one core; small batches, many of them, "
         "and a long average of the weights against their noise. Sync pays the mouth; mouth, eyes and head are each "

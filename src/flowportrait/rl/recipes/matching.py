@@ -68,8 +68,8 @@ NFT_REGIONS_CARD = Card(
     source="DiffusionNFT, 2509.16117, with regions after the abstracts of ViPO, 2511.18719, and OmniNFT, 2605.12480",
     equation="as nft, with r and the two errors per region: mouth, eyes, head;   A[region] = sum of what pays it",
     paper=(
-        "NFT as in nft; ViPO's point, that a place should answer for what is seen there, and OmniNFT's, that rewards of "
-        "sound and of pictures are routed to their own outputs."
+        "NFT as in nft; ViPO's point, that a place should answer for what is seen there, and OmniNFT's, that rewards "
+        "of sound and of pictures are routed to their own outputs."
     ),
     verified="NFT as in nft; of ViPO and OmniNFT the abstracts.",
     reading=(

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from scipy.io import wavfile
+from skimage.data import astronaut
 
 from flowportrait.errors import BadInput
 from flowportrait.rl.learner import RankGroups
 from flowportrait.training.state import latest_state, read_state
 from tests import ROOT
+from tests.golden_inputs import speech
 from tests.processes import RECIPE, iterate, joined, together, trainer
 
 ROUNDING = 1e-5
@@ -202,3 +209,25 @@ def test_groups_that_cannot_be_dealt_out_are_bad_input() -> None:
         RankGroups.of(Two(), 5)
     with pytest.raises(BadInput, match="multiple of 4"):
         RankGroups.of(Two(), 6, parts=2)
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_launcher_end_by_themselves(tmp_path: Path) -> None:
+    """A process group that was destroyed before its networks were freed kept every second run from ending."""
+    Image.fromarray(astronaut()).save(tmp_path / "face.png")
+    wavfile.write(tmp_path / "speech.wav", 16_000, (9000 * speech(2.0)).astype(np.int16))
+    for attempt in range(4):
+        output, small = tmp_path / f"run{attempt}", ["groups=2", "group_size=2", "frames=24", "updates=1"]
+        words = ["posttrain", "--prompts", str(tmp_path), "--recipe", "nft-regions", "--iterations", "1"]
+        words += ["--output", str(output), "--set", *small]
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+        program = subprocess.Popen(
+            [*launcher, "-m", "flowportrait.cli", *words], cwd=ROOT, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        try:
+            assert program.wait(timeout=180) == 0
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGKILL)
+        assert (output / "checkpoint" / "model.safetensors").is_file()

@@ -53,6 +53,7 @@ from flowportrait.terminal import StopRequest
 from flowportrait.training.distributed import (
     all_gather_object,
     create_tracking_accelerator,
+    finish_trackers,
     run_on_main,
     use_deterministic_algorithms,
 )
@@ -249,7 +250,7 @@ def pretrain(
             run_on_main(accelerator, check)
             write_state(learner, states)
     if track:
-        accelerator.end_training()
+        finish_trackers(accelerator)
     stop.raise_pending_signal()
     return output / "checkpoint"
 

@@ -50,6 +50,7 @@ from flowportrait.terminal import is_main_process, log
 from flowportrait.training.distributed import (
     all_gather_object,
     create_tracking_accelerator,
+    finish_trackers,
     report_errors_on_main,
     run_on_main,
 )
@@ -263,7 +264,7 @@ class PostTrainer:
         TrainingLoop(trainer, output, evaluation, self.callbacks).run()
         if isinstance(self.adapter, ARFlowAdapter) and (output / "checkpoint" / CARD_FILE).is_file():
             run_on_main(accelerator, lambda: self._describe_checkpoint(rewards))
-        accelerator.end_training()
+        finish_trackers(accelerator)
 
     def _describe_checkpoint(self, rewards: CompositeReward) -> None:
         """Write into the card of the checkpoint what it was trained with, and what was measured."""

@@ -87,6 +87,16 @@ def create_tracking_accelerator(track: str | None, output: Path) -> Accelerator:
     return create_accelerator(log_with=track, project_dir=str(output))
 
 
+def finish_trackers(accelerator: Accelerator) -> None:
+    """Close the trackers of a training that has ended.
+
+    ``Accelerator.end_training`` would also destroy the process group. If a replicated network is freed after that, the
+    process can wait for ever; here the group is destroyed when the process ends (``create_accelerator``).
+    """
+    for tracker in accelerator.trackers:
+        tracker.finish()
+
+
 def all_gather_object(accelerator: Accelerator, value: Anything) -> list[Anything]:
     """Return the values of all processes, in the order of the processes; all must call it together."""
     return gather_object([value]) if accelerator.num_processes > 1 else [value]

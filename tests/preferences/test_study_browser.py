@@ -135,6 +135,7 @@ def test_a_study_of_forty_pairs_is_answered_to_its_end_after_consent(tmp_path: P
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(address)
+        page.get_by_text("Whom to ask").wait_for()  # the text of the study arrives after the page
         text = page.inner_text("#intro")
         for heading in ("What this is for", "What is kept", "You can stop at any time", "Whom to ask"):
             assert heading in text

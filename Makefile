@@ -1,6 +1,7 @@
 # make demo            set up, then the main job on real input: before, post-training, after, report
 # make test            set up, then the quick tests
 # make test-slow       set up, then the slow tests: several processes, browser, guides, commands of the pages, wheel
+# make test-ray        set up, then the tests on a Ray cluster of two nodes
 # make test-fuzz       set up, then thousands of malformed inputs for every reader
 # make test-gpu        set up, then the tests that need a CUDA device
 # make lint            set up, then ruff and mypy
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-fuzz test-gpu lint docs wheel install clean
+.PHONY: demo test test-slow test-ray test-fuzz test-gpu lint docs wheel install clean
 
 demo: install
 	$(BIN)/flowportrait demo --output demo
@@ -21,7 +22,11 @@ test: install
 	$(BIN)/python -m pytest
 
 test-slow: install
-	$(BIN)/python -m pytest -m "slow and not data and not fuzz" --durations=10
+	$(BIN)/python -m pytest -m "slow and not data and not fuzz and not ray" --durations=10
+
+# A node of a cluster that is lost on this machine now and then takes the test itself with it.
+test-ray: install
+	$(BIN)/python -m pytest -m ray
 
 test-fuzz: install
 	$(BIN)/python -m pytest -m fuzz --durations=10

@@ -73,7 +73,7 @@ def test_a_line_of_the_workflow_names_what_exists(line: str) -> None:
 def test_ci_forbids_skips_and_runs_every_required_group() -> None:
     assert "export FLOWPORTRAIT_CI=1" in CI
     slow = MAKEFILE[MAKEFILE.index("\ntest-slow:") :].splitlines()[2]
-    assert '-m "slow and not data and not fuzz"' in slow
+    assert '-m "slow and not data and not fuzz and not ray"' in slow
     assert not {"data", "fuzz"} & set(GROUPS)
     assert subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=False).returncode == 0
 

@@ -17,7 +17,7 @@ def held_square(number: int, log: Path, released: Path) -> tuple[int, float]:
     import ray
 
     with log.open("a") as file:
-        file.write(f"{number} {ray.get_runtime_context().get_node_id()}\n")
+        file.write(f"{number} {ray.get_runtime_context().get_node_id()} {os.getpid()}\n")
     while not released.exists():
         time.sleep(0.05)
     return number, number**2 / 7

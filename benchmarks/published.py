@@ -25,7 +25,6 @@ from flowportrait.rl.trainer import Trainer
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "flowportrait")
 REWARDS = ("sync=1",)
-CURVE, CURVE_STEPS = "curve.svg", "iteration"
 LORA = ("lora.targets=to_q,to_k,to_v,to_out.0",)
 
 
@@ -88,7 +87,7 @@ def published(options: PublishedOptions, record: Record) -> None:
     add_scores(record, found)
     (options.output / "table.md").write_text(found.table() + "\n", encoding="utf-8")
     histories = {name: read_history(options.output / name) for name in (TRAINED, CONTROL)}
-    draw_curves(histories, list(weights), options.output / CURVE)
+    draw_curves(histories, list(weights), options.output / "curve.svg")
     findings = {name: examine_run(options.output / name)[1] for name in histories}
     write_json(options.output / "doctor.json", {name: [one._asdict() for one in own] for name, own in findings.items()})
     for name, own in findings.items():
@@ -177,16 +176,16 @@ def read_history(run: Path) -> list[dict[str, float]]:
 
 
 def draw_curves(histories: dict[str, list[dict[str, float]]], rewards: Sequence[str], path: Path) -> None:
-    """Draw every reward by iteration; that of the control is not measured on its own run, whose rewards are random."""
+    """Draw the rewards of a run by iteration; the control is scored with random rewards and has none of them."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(len(rewards), 1, figsize=(7, 2.6 * len(rewards)), squeeze=False)
     for axis, reward in zip(axes[:, 0], rewards, strict=True):
         for name, records in histories.items():
-            points = [(one[CURVE_STEPS], one[key]) for one in records if (key := f"reward/{reward}") in one]
+            points = [(one["iteration"], one[key]) for one in records if (key := f"reward/{reward}") in one]
             if points:
                 axis.plot(*zip(*points, strict=True), label=name)
-        axis.set(xlabel=CURVE_STEPS, ylabel=reward)
+        axis.set(xlabel="iteration", ylabel=reward)
         axis.legend()
     figure.tight_layout()
     figure.savefig(path)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -225,8 +226,8 @@ def load_expert(word: str) -> SyncInstrument:
     if is_file:
         path = Path(file) / "model.safetensors" if Path(file).is_dir() else Path(file)
         network = _read_network(path)
-        reads = "motion" if isinstance(network, MotionSyncExpert) else "mouth"
-        return SyncInstrument(name, reads, (network,), file)  # type: ignore[arg-type]
+        reads: Literal["mouth", "motion"] = "motion" if isinstance(network, MotionSyncExpert) else "mouth"
+        return SyncInstrument(name, reads, (network,), file)
     if name == "reward":
         return SyncInstrument(name, "motion", (MotionSyncExpert.load(),), "reward speakers")
     known = sync_instruments(points=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,6 @@ from flowportrait.adapters.pipeline import ADAPTER_FILES, PipelineGenerator
 from flowportrait.adapters.policy import Item
 from flowportrait.errors import BadInput
 from flowportrait.media.video import iter_frames
-from flowportrait.rewards.batch import RewardBatch
-from flowportrait.rewards.interface import Score, all_valid
 from tests.small_pipelines import small
 
 HERE = "tests.project.test_benchmark_published"
@@ -28,17 +25,6 @@ HERE = "tests.project.test_benchmark_published"
 def small_ltx2() -> PipelineGenerator:
     torch.manual_seed(0)
     return PipelineGenerator(*small("ltx-2"))
-
-
-@dataclass(frozen=True)
-class Bright:
-    """A reward that a network of one layer can learn."""
-
-    name: str = "bright"
-    needs: frozenset[str] = frozenset({"frames"})
-
-    def __call__(self, batch: RewardBatch) -> Score:
-        return all_valid(batch.frames(tuple(range(batch.motion.shape[1]))).flatten(1).mean(1))
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +42,8 @@ def words(prompts: Path, output: Path, iterations: int) -> list[str]:
     settings = ["groups=2", "group_size=4", "plan.steps=2", "learning_rate=0.02", "updates=1", "rollout_chunks=1",
                 "lora.rank=4", "lora.alpha=8", "lora.targets=to_q,to_k,to_v,to_out.0"]  # fmt: skip
     return ["published", "--prompts", str(prompts), "--output", str(output), "--policy", f"{HERE}:small_ltx2",
-            "--reward", f"{HERE}:Bright=1", "--held-out", "1", "--samples", "2", "--iterations", str(iterations),
-            "--full-precision", *[part for setting in settings for part in ("--set", setting)]]  # fmt: skip
+            "--reward", "tests.adapters.test_policies:Bright=1", "--held-out", "1", "--samples", "2",
+            "--iterations", str(iterations), "--full-precision", *[part for setting in settings for part in ("--set", setting)]]  # fmt: skip
 
 
 @pytest.mark.slow

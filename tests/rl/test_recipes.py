@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.recipes import CONTESTANTS
 
 from flowportrait.cli import main
 from flowportrait.config import to_dict
@@ -321,7 +322,14 @@ def test_the_figure_to_expect_is_that_of_the_report_and_stands_beside_the_contro
     assert {"ratio": rows["flow-grpo, random rewards"], "matching": rows["nft, random rewards"]} == CONTROLS
     assert CONTROLS["ratio"] in expected_figure("flow-grpo")
     assert EXPECTED["flow-grpo"] in expected_figure("flow-grpo")
-    assert expected_figure("direct").startswith("not measured")
+    assert expected_figure("portraitgen").startswith("not measured")
+    for name in RECIPES:
+        figure = expected_figure(name)
+        if "--only" in figure:
+            assert figure.endswith(f"--only {name}")
+            assert name in CONTESTANTS, "the command can be run"
+        elif figure.startswith("figures"):
+            assert f"`{name}" in (ROOT / figure.rpartition(" ")[2]).read_text(encoding="utf-8")
 
 
 def _cells(line: str) -> list[str]:

@@ -10,7 +10,6 @@ The pipe joins both lives: a worker whose parent is gone reads its end and ends 
 from __future__ import annotations
 
 import http.client
-import multiprocessing
 import os
 import queue
 import secrets
@@ -28,12 +27,12 @@ from typing import Any, NamedTuple
 from flowportrait.errors import BadInput
 from flowportrait.live.limits import LiveLimits
 from flowportrait.live.metrics import LiveLog, LogForm
+from flowportrait.parallel import SPAWN
 
 END_SECONDS = 5.0
 """Seconds in which a worker must end before it is killed."""
 REQUEST_SECONDS = 60.0
 """Seconds that a request to a worker may take; a photo is prepared in some."""
-_SPAWN = multiprocessing.get_context("spawn")
 
 
 @dataclass(frozen=True)
@@ -219,8 +218,8 @@ class WorkerHandle:
     def start(self) -> None:
         """Start its process."""
         self.started_at = time.monotonic()
-        self.pipe, other = _SPAWN.Pipe()
-        self.process = _SPAWN.Process(target=run_worker, args=(self.number, self.settings, other), daemon=True)
+        self.pipe, other = SPAWN.Pipe()
+        self.process = SPAWN.Process(target=run_worker, args=(self.number, self.settings, other), daemon=True)
         with _interrupts_ignored():
             self.process.start()
         # The pipe closes with the process only if nobody else holds its other end.

@@ -242,11 +242,11 @@ class StageRecord:
         for name in dict.fromkeys((*self.options, *now.options)):
             before, after = self.options.get(name), now.options.get(name)
             if before != after and name not in skipped:
-                found.append(f"{name} was {_shown(before)} and is {_shown(after)}")
+                found.append(f"{name} was {_value_text(before)} and is {_value_text(after)}")
         return found
 
 
-def _shown(value: Any) -> str:
+def _value_text(value: Any) -> str:
     return "not given" if value is None else str(value)
 
 

@@ -336,8 +336,8 @@ def test_a_worker_that_dies_at_once_again_and_again_is_started_more_and_more_rar
         def start(self) -> None:
             self.started_at = time.monotonic()
             starts.append(self.started_at)
-            self.pipe, other = worker_process._SPAWN.Pipe()
-            self.process = worker_process._SPAWN.Process(target=print)
+            self.pipe, other = worker_process.SPAWN.Pipe()
+            self.process = worker_process.SPAWN.Process(target=print)
             self.process.start()
             other.close()
 

@@ -43,7 +43,8 @@ def words(prompts: Path, output: Path, iterations: int) -> list[str]:
                 "lora.rank=4", "lora.alpha=8", "lora.targets=to_q,to_k,to_v,to_out.0"]  # fmt: skip
     return ["published", "--prompts", str(prompts), "--output", str(output), "--policy", f"{HERE}:small_ltx2",
             "--reward", "tests.adapters.test_policies:Bright=1", "--held-out", "1", "--samples", "2",
-            "--iterations", str(iterations), "--full-precision", *[part for setting in settings for part in ("--set", setting)]]  # fmt: skip
+            "--iterations", str(iterations),
+            "--full-precision", *[part for setting in settings for part in ("--set", setting)]]  # fmt: skip
 
 
 @pytest.mark.slow
